@@ -15,7 +15,13 @@ pub mod settings;
 pub mod tree;
 
 /// Generated messages, clients and servers of `swarm.v1`; `v1/*.proto` says what every field means.
-#[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated; the .proto files document it")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unreachable_pub,
+    reason = "generated; the .proto files document it"
+)]
 pub mod v1 {
     tonic::include_proto!("swarm.v1");
     /// The compiled `.proto` files, for gRPC reflection.

@@ -1,1 +1,9 @@
-//! seeder
+//! A peer of the swarm: a store, the fetcher, the serving side and the announcer.
+//!
+//! [`peer::Peer`] joins them. With the durable store it is a seeder; with the evicting cache it is the
+//! peer of a mount. So repair (a seeder that fetches from seeders) and reading (a mount that fetches
+//! from peers) run the same code. The daemon around it sits behind the feature `service`.
+
+pub mod store;
+pub mod swarm;
+pub mod tracker_client;
