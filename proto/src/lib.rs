@@ -14,6 +14,9 @@ pub mod range;
 pub mod settings;
 pub mod tree;
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("lengths of files and segments are used as indices: Swarmfs needs a 64-bit machine");
+
 /// Generated messages, clients and servers of `swarm.v1`; `v1/*.proto` says what every field means.
 #[allow(
     missing_docs,

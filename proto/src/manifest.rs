@@ -296,6 +296,8 @@ pub fn digest_of(encoded: &[u8]) -> ManifestDigest {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::cast_possible_truncation, reason = "the lengths of the tests are small")]
+
     use super::*;
     use proptest::prelude::*;
 

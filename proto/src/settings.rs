@@ -213,6 +213,7 @@ impl FromStr for ByteCount {
         }
         let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         let value = digits.parse::<f64>().ok().filter(|_| plain).ok_or_else(wrong)? * factor as f64;
+        #[expect(clippy::cast_possible_truncation, reason = "checked to be below u64::MAX, and never negative")]
         match value < u64::MAX as f64 {
             true => Ok(Self(value as u64)),
             false => Err(wrong()),

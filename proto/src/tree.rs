@@ -146,7 +146,7 @@ impl TreeBuilder {
             if filled == 0 {
                 self.seal();
             }
-            let room = (u64::from(CHUNK_BYTES) - filled) as usize;
+            let room = usize::try_from(u64::from(CHUNK_BYTES) - filled).expect("at most one chunk");
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
             let start = self.length - filled;
             self.chunk
@@ -198,7 +198,8 @@ fn fold(values: &[u8], length: u64) -> SegmentId {
 
 fn children(values: &[u8], length: u64) -> (ChainingValue, ChainingValue) {
     let left = left_subtree_len(length);
-    let (left_values, right_values) = values.split_at((left / u64::from(CHUNK_BYTES)) as usize * VALUE_BYTES);
+    let left_chunks = usize::try_from(left / u64::from(CHUNK_BYTES)).expect("a segment has at most 2^18 chunks");
+    let (left_values, right_values) = values.split_at(left_chunks * VALUE_BYTES);
     (subtree(left_values, left), subtree(right_values, length - left))
 }
 

@@ -1,0 +1,314 @@
+//! The durable half: names and manifests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use swarm_proto::manifest::{INLINE_BYTES, MAX_EXTENTS, PAGE_BYTES, digest_of};
+use swarm_proto::v1::{self, Fault};
+use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision, fault};
+use tonic::Streaming;
+
+use super::{TrackerClient, TrackerError, catalog_client};
+
+/// Longest silence of a stream of pages.
+const PAGE_SILENCE: Duration = Duration::from_secs(10);
+/// Largest encoded manifest that is taken from a tracker.
+const MOST_MANIFEST_BYTES: usize = MAX_EXTENTS * 49 + 17;
+
+/// How new an answer must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Currency {
+    /// Not older than what this client has seen.
+    Seen,
+    /// The newest there is: what `open` needs for close-to-open.
+    Newest,
+}
+
+/// An inode, and its manifest if it was asked for and is small.
+#[derive(Debug, Clone)]
+pub struct NodeWithManifest {
+    /// The inode.
+    pub node: v1::Node,
+    /// The manifest of a file: empty for an empty file, none if it is large and must be asked for.
+    pub manifest: Option<Arc<Manifest>>,
+}
+
+/// Why one operation of a mutation was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Why, for programs.
+    pub fault: Fault,
+    /// Why, for people.
+    pub message: String,
+}
+
+impl TrackerClient {
+    /// One name in one directory; none if there is no such name.
+    pub async fn lookup(&self, parent: InodeNumber, name: &[u8]) -> Result<Option<v1::Node>, TrackerError> {
+        let request = v1::LookupRequest {
+            parent: parent.0,
+            name: Bytes::copy_from_slice(name),
+            min_revision: self.newest_revision().0,
+        };
+        let reply =
+            self.ask(request, |channel, request| async move { catalog_client(channel).lookup(request).await }).await;
+        self.maybe_node(reply)
+    }
+
+    /// A whole path from the root, links not followed; none if there is no such path.
+    pub async fn resolve(&self, path: &[u8]) -> Result<Option<v1::Node>, TrackerError> {
+        let request = v1::ResolveRequest { path: Bytes::copy_from_slice(path), min_revision: self.newest_revision().0 };
+        let reply =
+            self.ask(request, |channel, request| async move { catalog_client(channel).resolve(request).await }).await;
+        self.maybe_node(reply)
+    }
+
+    /// One inode by number; none if it is gone.
+    pub async fn node(&self, inode: InodeNumber, currency: Currency) -> Result<Option<v1::Node>, TrackerError> {
+        let reply = self.get_node(inode, currency, false).await;
+        self.maybe_node(reply)
+    }
+
+    /// One inode and, if small, its manifest, in one round trip; none if it is gone.
+    pub async fn node_with_manifest(
+        &self,
+        inode: InodeNumber,
+        currency: Currency,
+    ) -> Result<Option<NodeWithManifest>, TrackerError> {
+        let reply = match self.get_node(inode, currency, true).await {
+            Err(TrackerError::Refused { fault: Fault::NotFound, .. }) => return Ok(None),
+            other => other?,
+        };
+        self.saw(Revision(reply.revision));
+        let encoded = reply.manifest;
+        let node = reply.node.ok_or_else(|| self.nonsense("no inode"))?;
+        let manifest = match (node.manifest_digest.is_empty(), encoded.is_empty()) {
+            (true, _) => Some(Arc::new(Manifest::default())),
+            (false, true) => None,
+            (false, false) => Some(self.read_manifest(&node.manifest_digest, &encoded)?),
+        };
+        Ok(Some(NodeWithManifest { node, manifest }))
+    }
+
+    async fn get_node(
+        &self,
+        inode: InodeNumber,
+        currency: Currency,
+        with_manifest: bool,
+    ) -> Result<v1::NodeReply, TrackerError> {
+        let request = v1::GetNodeRequest {
+            inode: inode.0,
+            min_revision: self.newest_revision().0,
+            current: currency == Currency::Newest,
+            with_manifest,
+        };
+        self.ask(request, |channel, request| async move { catalog_client(channel).get_node(request).await }).await
+    }
+
+    /// All entries of a directory in the order of their names' bytes.
+    pub async fn read_dir(&self, inode: InodeNumber) -> Result<Vec<v1::Entry>, TrackerError> {
+        let request = v1::ReadDirRequest {
+            inode: inode.0,
+            after: Bytes::new(),
+            min_revision: self.newest_revision().0,
+            limit: 0,
+        };
+        let mut pages = self
+            .ask(request, |channel, request| async move { catalog_client(channel).read_dir(request).await })
+            .await?;
+        let mut entries = Vec::new();
+        while let Some(page) = self.next(&mut pages).await? {
+            self.saw(Revision(page.revision));
+            entries.extend(page.entries);
+        }
+        Ok(entries)
+    }
+
+    /// A manifest of any size, verified against its digest.
+    pub async fn manifest(&self, digest: ManifestDigest) -> Result<Arc<Manifest>, TrackerError> {
+        let request = v1::GetManifestRequest { digest: digest.to_wire() };
+        let mut pages = self
+            .ask(request, |channel, request| async move { catalog_client(channel).get_manifest(request).await })
+            .await?;
+        let mut encoded = BytesMut::new();
+        while let Some(page) = self.next(&mut pages).await? {
+            encoded.extend_from_slice(&page.data);
+            if encoded.len() > MOST_MANIFEST_BYTES {
+                return Err(self.nonsense("a manifest without end"));
+            }
+        }
+        self.read_manifest(digest.as_bytes(), &encoded)
+    }
+
+    /// Several manifests in as few calls as possible, in the order asked; none for one that is unknown.
+    pub async fn manifests(&self, digests: &[ManifestDigest]) -> Result<Vec<Option<Arc<Manifest>>>, TrackerError> {
+        let mut all = Vec::with_capacity(digests.len());
+        for some in digests.chunks(1_024) {
+            let request = v1::GetManifestsRequest { digests: ManifestDigest::pack(some) };
+            let reply =
+                self.ask_bulk(request, |channel, request| async move {
+                    catalog_client(channel).get_manifests(request).await
+                })
+                .await?;
+            if reply.manifests.len() != some.len() {
+                return Err(self.nonsense("manifests"));
+            }
+            for (digest, encoded) in some.iter().zip(&reply.manifests) {
+                all.push(match encoded.is_empty() {
+                    false => Some(self.read_manifest(digest.as_bytes(), encoded)?),
+                    true => match self.manifest(*digest).await {
+                        Ok(manifest) => Some(manifest),
+                        Err(TrackerError::Refused { fault: Fault::NotFound, .. }) => None,
+                        Err(error) => return Err(error),
+                    },
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Make a manifest known before a mutation names it; returns what [`v1::PublishFile`] carries.
+    pub async fn offer_manifest(&self, manifest: &Manifest) -> Result<v1::publish_file::Content, TrackerError> {
+        let encoded = manifest.encode();
+        if encoded.len() <= INLINE_BYTES {
+            return Ok(v1::publish_file::Content::Manifest(encoded));
+        }
+        let digest = digest_of(&encoded);
+        let pages: Vec<v1::ManifestPage> = (0..encoded.len())
+            .step_by(PAGE_BYTES)
+            .map(|start| v1::ManifestPage {
+                digest: if start == 0 { digest.to_wire() } else { Bytes::new() },
+                data: encoded.slice(start..encoded.len().min(start + PAGE_BYTES)),
+            })
+            .collect();
+        self.ask_bulk(pages, |channel, pages| async move {
+            catalog_client(channel).put_manifest(futures::stream::iter(pages)).await
+        })
+        .await?;
+        Ok(v1::publish_file::Content::ManifestDigest(digest.to_wire()))
+    }
+
+    /// Change the catalog; one outcome for each operation, in order. Safe against lost answers.
+    pub async fn mutate(
+        &self,
+        operations: Vec<v1::operation::Operation>,
+    ) -> Result<Vec<Result<Option<v1::Node>, Refusal>>, TrackerError> {
+        let count = operations.len();
+        let request = v1::MutateRequest {
+            request_id: RequestId::random().to_wire(),
+            operations: operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect(),
+        };
+        let reply = self
+            .ask_bulk(request, |channel, request| async move { catalog_client(channel).mutate(request).await })
+            .await?;
+        self.saw(Revision(reply.revision));
+        if reply.results.len() != count {
+            return Err(self.nonsense("results"));
+        }
+        let outcome = |result: v1::OperationResult| match result.fault() {
+            Fault::Unspecified => Ok(result.node),
+            fault => Err(Refusal { fault, message: result.message }),
+        };
+        Ok(reply.results.into_iter().map(outcome).collect())
+    }
+
+    /// Change one thing.
+    pub async fn mutate_one(&self, operation: v1::operation::Operation) -> Result<Option<v1::Node>, TrackerError> {
+        let mut outcomes = self.mutate(vec![operation]).await?;
+        let outcome = outcomes.pop().ok_or_else(|| self.nonsense("no result"))?;
+        outcome.map_err(|refusal| TrackerError::Refused { fault: refusal.fault, message: refusal.message })
+    }
+
+    /// What changes after a revision. The stream ends when the tracker goes; begin again then.
+    pub async fn watch(&self, after: Revision) -> Result<Streaming<v1::WatchReply>, TrackerError> {
+        let request = v1::WatchRequest { after_revision: after.0 };
+        self.ask(request, |channel, request| async move { catalog_client(channel).watch(request).await }).await
+    }
+
+    /// Capacity of the swarm.
+    pub async fn stat_fs(&self) -> Result<v1::StatFsReply, TrackerError> {
+        self.ask(v1::StatFsRequest {}, |channel, request| async move { catalog_client(channel).stat_fs(request).await })
+            .await
+    }
+
+    /// The whole catalog as one portable file, in parts; an error ends it.
+    pub async fn export(&self) -> Result<BoxStream<'static, Result<Bytes, TrackerError>>, TrackerError> {
+        let parts =
+            self.ask_bulk(v1::ExportRequest {}, |channel, request| async move {
+                catalog_client(channel).export(request).await
+            })
+            .await?;
+        let client = self.clone();
+        Ok(Box::pin(futures::stream::unfold(Some(parts), move |parts| {
+            let client = client.clone();
+            async move {
+                let mut parts = parts?;
+                match client.next(&mut parts).await {
+                    Ok(Some(part)) => Some((Ok(part.data), Some(parts))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), None)),
+                }
+            }
+        })))
+    }
+
+    /// The reverse of [`Self::export`]. Never tried twice: the parts are gone once they are sent.
+    pub async fn import(
+        &self,
+        parts: impl futures::Stream<Item = Bytes> + Send + 'static,
+        replace: bool,
+    ) -> Result<v1::ImportReply, TrackerError> {
+        let first = futures::stream::once(async move { v1::CatalogPart { data: Bytes::new(), replace } });
+        let parts = first.chain(parts.map(|data| v1::CatalogPart { data, replace: false }));
+        let index = self.shared.preferred.load(std::sync::atomic::Ordering::Relaxed) % self.shared.channels.len();
+        let mut client = catalog_client(self.shared.channels[index].clone());
+        let reply = client.import(parts).await.map_err(|status| self.stream_error(&status))?.into_inner();
+        self.saw(Revision(reply.revision));
+        Ok(reply)
+    }
+
+    fn read_manifest(&self, digest: &[u8], encoded: &[u8]) -> Result<Arc<Manifest>, TrackerError> {
+        if digest_of(encoded).as_bytes() != digest {
+            return Err(self.nonsense("a manifest that does not match its digest"));
+        }
+        Manifest::decode(encoded).map(Arc::new).map_err(|error| self.nonsense(error))
+    }
+
+    fn maybe_node(&self, reply: Result<v1::NodeReply, TrackerError>) -> Result<Option<v1::Node>, TrackerError> {
+        match reply {
+            Ok(reply) => {
+                self.saw(Revision(reply.revision));
+                reply.node.map(Some).ok_or_else(|| self.nonsense("no inode"))
+            }
+            Err(TrackerError::Refused { fault: Fault::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn next<T>(&self, pages: &mut Streaming<T>) -> Result<Option<T>, TrackerError> {
+        match tokio::time::timeout(PAGE_SILENCE, pages.message()).await {
+            Ok(Ok(page)) => Ok(page),
+            Ok(Err(status)) => Err(self.stream_error(&status)),
+            Err(_) => Err(TrackerError::Unreachable {
+                address: self.address().to_string(),
+                reason: "it stopped in the middle of an answer".to_owned(),
+                waited: PAGE_SILENCE,
+            }),
+        }
+    }
+
+    fn stream_error(&self, status: &tonic::Status) -> TrackerError {
+        match super::is_absence(status) {
+            true => TrackerError::Unreachable {
+                address: self.address().to_string(),
+                reason: super::innermost(status),
+                waited: Duration::ZERO,
+            },
+            false => TrackerError::Refused { fault: fault::of_status(status), message: status.message().to_owned() },
+        }
+    }
+}
