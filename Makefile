@@ -1,0 +1,48 @@
+# `make help` lists what there is. CI runs `make lint` and `make test` and nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+DIR ?= ./swarm
+
+.PHONY: help setup setup-test setup-bench build release up lint fmt test soak bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building and mounting need (Debian packages; asks for root only if one is missing)
+	@deploy/install-packages.sh cc:gcc make:make fusermount3:fuse3
+
+setup-test: setup ## Install what the tests need besides
+	@deploy/install-packages.sh getfattr:attr ip:iproute2 tar:tar
+
+setup-bench: setup-test ## Install what the benchmarks compare with
+	@deploy/install-packages.sh sshfs:sshfs sshd:openssh-server fio:fio
+
+build: setup ## Build all programs, unoptimised
+	cargo build --locked --workspace --bins
+
+release: setup ## Build all programs for use
+	cargo build --locked --release --workspace --bins
+
+up: release ## Run a swarm on this machine, mounted at DIR (default ./swarm); Ctrl-C ends it
+	target/release/swarmfs up $(DIR)
+
+lint: setup ## Formatting, clippy with all warnings as errors
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+fmt: ## Format the code
+	cargo fmt --all
+
+test: setup-test build ## All tests, in a short form where there is a long one
+	cargo test --locked --workspace --no-fail-fast
+
+soak: setup-test release ## The full rounds and the shaped networks, with their figures (root)
+	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster -- --test-threads=1 --nocapture
+
+bench: setup-bench release ## The speed table, written to docs/BENCHMARKS.md (root)
+	cargo run --locked --release -p swarm-fusefs --example bench
+
+clean: ## Remove what was built
+	cargo clean
