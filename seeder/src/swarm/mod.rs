@@ -1,4 +1,15 @@
 //! Fetching chunks from many peers at once. Not keeping them: `swarm` and `store` do not know each other.
+//!
+//! Invariant: no byte leaves [`Swarm::fetch`] that was not verified against its segment's tree, and the
+//! tree against the segment's id.
+
+mod config;
+mod fetcher;
+mod stats;
+
+pub use config::{BanRules, SwarmConfig};
+pub use fetcher::Swarm;
+pub use stats::{PeerStats, Standing, SwarmStats};
 
 use std::time::Instant;
 
