@@ -1,1 +1,4 @@
-//! fusefs
+//! The person's side of Swarmfs: the mount, and the tool that puts, gets and shows.
+
+pub mod cli;
+pub mod up;

@@ -1,0 +1,104 @@
+//! The commands of `swarmfs`, one file each. Not here: what they do to the swarm, which is the library's.
+//!
+//! Every command is a struct of arguments with `async fn run(self, tool: &Tool) -> Outcome`; results go
+//! to standard output, everything else to standard error.
+
+pub mod connect;
+pub mod exit;
+mod ls;
+pub mod name;
+mod peers;
+mod show;
+mod status;
+pub mod target;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use swarm_proto::admin;
+
+use self::connect::{Tool, ToolFlags};
+use self::exit::{Exit, Failure, Outcome};
+
+/// Shows the swarm as an ordinary folder, and is the person's tool for it.
+#[derive(Debug, Parser)]
+#[command(name = "swarmfs", version, about, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_long_help = AFTER_HELP)]
+pub struct Cli {
+    /// Flags that all commands share.
+    #[command(flatten)]
+    pub flags: ToolFlags,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  swarmfs up ./swarm                         a whole swarm on this machine, mounted at ./swarm
+  swarmfs put -t swarm://host:7070 data /    copy a folder into the swarm
+  SWARM_TRACKER=host:7070 swarmfs ls -l /    the tracker may stand in the environment
+
+Exit codes:
+  0 done, 1 other failures, 2 usage, 65 data corrupt, 66 no such path, 69 unreachable,
+  77 not permitted, 78 a setting is wrong, 130 interrupted";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+#[non_exhaustive]
+pub enum Command {
+    /// List a folder
+    Ls(ls::Ls),
+    /// Show the health of the swarm
+    Status(status::Status),
+    /// List the peers of the swarm
+    Peers(peers::Peers),
+}
+
+/// Run the program to its exit code.
+pub fn main(cli: Cli) -> ExitCode {
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("swarmfs: {failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let tool = Tool::new(&cli.flags)?;
+    if cli.flags.print_config {
+        print!("{}", tool.settings_text());
+        return Ok(());
+    }
+    admin::init_log(tool.log_filter(), admin::LogFormat::Text).map_err(|error| Failure::new(Exit::Config, error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("start the runtime", &error))?;
+    let outcome = runtime.block_on(dispatch(cli.command, &tool));
+    // A blocking read of a terminal or a dead disk must not hold the exit up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    outcome
+}
+
+async fn dispatch(command: Command, tool: &Tool) -> Outcome {
+    match command {
+        Command::Ls(command) => command.run(tool).await,
+        Command::Status(command) => command.run(tool).await,
+        Command::Peers(command) => command.run(tool).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

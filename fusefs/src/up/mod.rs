@@ -1,0 +1,3 @@
+//! A whole swarm in one process: tracker, seeders and mount, whose state survives it.
+
+pub mod state;
