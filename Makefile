@@ -36,7 +36,7 @@ fmt: ## Format the code
 	cargo fmt --all
 
 test: setup-test build ## All tests, in a short form where there is a long one
-	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --lib --bins --tests --no-fail-fast
 
 soak: setup-test release ## The full rounds and the shaped networks, with their figures (root)
 	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster -- --test-threads=1 --nocapture
