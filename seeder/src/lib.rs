@@ -4,6 +4,9 @@
 //! peer of a mount. So repair (a seeder that fetches from seeders) and reading (a mount that fetches
 //! from peers) run the same code. The daemon around it sits behind the feature `service`.
 
+pub mod announcer;
+pub mod peer;
+pub mod serve;
 pub mod store;
 pub mod swarm;
 pub mod tracker_client;

@@ -1,0 +1,264 @@
+//! How calls reach [`Chunks`]: Fetch by a body of our own, the others by the generated server.
+//!
+//! Fetch carries nearly all bytes. The generated server copies each answer into one buffer; here the
+//! bytes that the store read travel as they are, and what they take of the peer's budget is given back
+//! when the last of them was written out. Also here: bounds on what callers can make us hold before we
+//! know what they want.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::{Body as _, Frame};
+use prometheus::IntGauge;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use swarm_proto::v1;
+use swarm_proto::v1::chunks_server::{ChunksServer, SERVICE_NAME};
+use tokio::sync::Semaphore;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+
+use super::Chunks;
+use super::fetch::Answer;
+use super::listener::Remote;
+use super::receive::MOST_FRAME_BYTES;
+use crate::store::ChunkStore;
+
+/// Bytes of a Fetch request: two ids, three numbers, and room for fields to come.
+const MOST_FETCH_BYTES: usize = 4 * 1024;
+/// Bytes of the other requests: 4,096 ids of 32 bytes, and room.
+const MOST_LIST_BYTES: usize = 256 * 1024;
+/// Calls other than Fetch at once, over all connections: 64 MiB of requests.
+const MOST_LISTS: usize = 256;
+/// Calls of Store at once: each holds up to 17 frames of 1 MiB on its way.
+const MOST_STORES: usize = 32;
+/// Longest life of a call that is neither Fetch nor Store.
+const LIST_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for the request of a Fetch.
+const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// Bytes before each message of gRPC: a flag and a length.
+const PREFIX_BYTES: usize = 5;
+
+type Lists<S> = ChunksServer<Chunks<S>>;
+
+/// The service `Chunks` on the wire.
+pub(crate) struct Route<S: ChunkStore> {
+    chunks: Arc<Chunks<S>>,
+    lists: Lists<S>,
+    stores: Lists<S>,
+    lists_room: Arc<Semaphore>,
+    stores_room: Arc<Semaphore>,
+}
+
+impl<S: ChunkStore> Route<S> {
+    pub(crate) fn new(chunks: Arc<Chunks<S>>) -> Self {
+        let server = ChunksServer::from_arc(Arc::clone(&chunks));
+        Self {
+            lists: server.clone().max_decoding_message_size(MOST_LIST_BYTES),
+            stores: server.max_decoding_message_size(MOST_FRAME_BYTES + MOST_LIST_BYTES),
+            lists_room: Arc::new(Semaphore::new(MOST_LISTS)),
+            stores_room: Arc::new(Semaphore::new(MOST_STORES)),
+            chunks,
+        }
+    }
+}
+
+impl<S: ChunkStore> Clone for Route<S> {
+    fn clone(&self) -> Self {
+        Self {
+            chunks: Arc::clone(&self.chunks),
+            lists: self.lists.clone(),
+            stores: self.stores.clone(),
+            lists_room: Arc::clone(&self.lists_room),
+            stores_room: Arc::clone(&self.stores_room),
+        }
+    }
+}
+
+impl<S: ChunkStore> NamedService for Route<S> {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
+impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        match method {
+            "Fetch" => Box::pin(fetch(Arc::clone(&self.chunks), request)),
+            "Store" => {
+                let call = bounded(&self.stores_room, &mut self.stores, request);
+                Box::pin(async move { Ok(call.await.unwrap_or_else(Status::into_http)) })
+            }
+            _ => {
+                let call = bounded(&self.lists_room, &mut self.lists, request);
+                Box::pin(async move {
+                    let answer = tokio::time::timeout(LIST_WAIT, call).await;
+                    let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("the call took too long")));
+                    Ok(answer.unwrap_or_else(Status::into_http))
+                })
+            }
+        }
+    }
+}
+
+/// Call the generated server if there is room for one more.
+fn bounded<S: ChunkStore>(
+    room: &Arc<Semaphore>,
+    server: &mut Lists<S>,
+    request: Request<Body>,
+) -> impl Future<Output = Result<Response<Body>, Status>> + use<S> {
+    let called = Arc::clone(room).try_acquire_owned().ok().map(|permit| {
+        let answer = tonic::codegen::Service::call(server, request);
+        async move {
+            let answer = answer.await;
+            drop(permit);
+            answer
+        }
+    });
+    async move {
+        match called {
+            Some(answer) => answer.await.map_err(|never| match never {}),
+            None => Err(Status::resource_exhausted("this peer is busy: ask another, or later")),
+        }
+    }
+}
+
+async fn fetch<S: ChunkStore>(chunks: Arc<Chunks<S>>, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+    let _answering = Answering::begin(&chunks.counters.in_flight);
+    let (parts, body) = request.into_parts();
+    let answer = async {
+        let message = tokio::time::timeout(REQUEST_WAIT, read_message(body))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the request did not end"))??;
+        let request = v1::FetchRequest::decode(message)
+            .map_err(|error| Status::invalid_argument(format!("not a FetchRequest: {error}")))?;
+        chunks.fetch_run(request, parts.extensions.get::<Remote>()).await
+    };
+    let answer = answer.await;
+    match &answer {
+        Ok(Answer::Lacks(_)) => chunks.counters.outcome("fetch", "missing"),
+        other => chunks.counters.answered("fetch", other),
+    }
+    Ok(match answer {
+        Ok(answer) => {
+            let mut response = Response::new(Body::new(Reply::new(answer)));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
+        Err(status) => status.into_http(),
+    })
+}
+
+/// Acts on drop: one fetch fewer is being answered, also if its caller hung up.
+struct Answering(IntGauge);
+
+impl Answering {
+    fn begin(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The one message of a unary request.
+async fn read_message(mut body: Body) -> Result<Bytes, Status> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        if let Ok(data) = frame?.into_data() {
+            if read.len() + data.len() > MOST_FETCH_BYTES {
+                return Err(Status::resource_exhausted("the request is too long"));
+            }
+            read.extend_from_slice(&data);
+        }
+    }
+    let message = read.freeze();
+    let Some(prefix) = message.get(..PREFIX_BYTES) else {
+        return Err(Status::invalid_argument("no message came"));
+    };
+    if prefix[0] != 0 {
+        return Err(Status::unimplemented("the message is compressed"));
+    }
+    let length = u32::from_be_bytes(prefix[1..].try_into().expect("four bytes of five"));
+    let message = message.slice(PREFIX_BYTES..);
+    match message.len() == length as usize {
+        true => Ok(message),
+        false => Err(Status::invalid_argument("the message has another length than it says")),
+    }
+}
+
+/// A FetchReply in gRPC's format, in pieces that are not copied together.
+struct Reply {
+    pieces: std::array::IntoIter<Bytes, 2>,
+    ended: bool,
+}
+
+impl Reply {
+    fn new(answer: Answer) -> Self {
+        let pieces = match answer {
+            Answer::Lacks(held) => {
+                let reply = v1::FetchReply { held: Some(held), ..v1::FetchReply::default() };
+                [framed(&reply.encode_to_vec(), 0), Bytes::new()]
+            }
+            Answer::Chunks { tree, data, pass } => {
+                let mut head = v1::FetchReply { tree, ..v1::FetchReply::default() }.encode_to_vec();
+                encode_key(DATA_FIELD, WireType::LengthDelimited, &mut head);
+                encode_varint(data.len() as u64, &mut head);
+                [framed(&head, data.len()), pass.attach(data)]
+            }
+        };
+        Self { pieces: pieces.into_iter(), ended: false }
+    }
+}
+
+/// Number of the field `data` of FetchReply.
+const DATA_FIELD: u32 = 2;
+
+/// gRPC's prefix of a message, and its first bytes; `more` will follow.
+fn framed(head: &[u8], more: usize) -> Bytes {
+    let length = u32::try_from(head.len() + more).expect("a run, a tree and their framing are far below 4 GiB");
+    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + head.len());
+    framed.put_u8(0);
+    framed.put_u32(length);
+    framed.put_slice(head);
+    framed.freeze()
+}
+
+impl http_body::Body for Reply {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(piece) = self.pieces.find(|piece| !piece.is_empty()) {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if std::mem::replace(&mut self.ended, true) {
+            return Poll::Ready(None);
+        }
+        let mut trailers = HeaderMap::with_capacity(1);
+        trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
