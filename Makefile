@@ -42,7 +42,7 @@ soak: setup-test release ## The full rounds and the shaped networks, with their 
 	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster -- --test-threads=1 --nocapture
 
 bench: setup-bench release ## The speed table, written to docs/BENCHMARKS.md (root)
-	cargo run --locked --release -p swarm-fusefs --example bench
+	cargo bench --locked -p swarm-fusefs --bench table
 
 clean: ## Remove what was built
 	cargo clean

@@ -1,0 +1,33 @@
+//! The speed table: `make bench` measures it and writes `docs/BENCHMARKS.md`.
+//!
+//! Everything runs as real processes on this machine, and every row stands beside its references,
+//! measured in turn in the same run: these machines are noisy, so ratios are what counts.
+//! `BENCH_ONLY=word` runs the rows whose names contain the word and writes no file; `BENCH_ROUNDS=n`
+//! sets the rounds.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark that cannot run says so by panicking")]
+#![allow(missing_docs, reason = "not a library")]
+#![allow(dead_code, unused_imports, reason = "the harness is shared with the cluster tests")]
+
+#[path = "../../tests/cluster/harness/mod.rs"]
+mod harness;
+mod measure;
+mod memory_fs;
+mod mounts;
+mod reading;
+mod report;
+mod sshfs;
+mod tracker;
+mod writing;
+
+use report::Report;
+
+fn main() {
+    // `cargo bench` passes --bench; there is nothing else to say.
+    assert!(rustix::process::geteuid().is_root(), "make bench drops caches and mounts: run it as root");
+    let mut report = Report::new();
+    tracker::run(&mut report);
+    reading::run(&mut report);
+    writing::run(&mut report);
+    report.finish();
+}

@@ -1,0 +1,261 @@
+//! Reading: sequential, random, many small files, listings.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use super::harness::swarm::Mounted;
+use super::harness::{Swarm, write_random};
+use super::measure::{cpu_seconds, output, peak_mib, preload, seconds};
+use super::memory_fs;
+use super::report::{Report, median, ratio, spread};
+use super::sshfs::Sshd;
+
+const GIB: u64 = 1 << 30;
+
+pub(crate) fn run(report: &mut Report) {
+    let mut swarm = Swarm::start(3);
+    let source = swarm.scratch("source");
+    std::fs::create_dir_all(&source).unwrap();
+    let sshd = Sshd::start(&swarm.scratch("sshd"));
+    if report.wants("sequential") || report.wants("random") || report.wants("warm") {
+        write_random(&source.join("large"), GIB, 1);
+        swarm.put(&source.join("large"), "/large", 2);
+    }
+    if report.wants("sequential") {
+        sequential(report, &mut swarm, &sshd, &source);
+    }
+    if report.wants("warm") {
+        warm(report, &mut swarm, &source);
+    }
+    if report.wants("random") {
+        random(report, &mut swarm, &sshd, &source);
+    }
+    if report.wants("small files") {
+        small_files(report, &mut swarm, &sshd, &source);
+    }
+    if report.wants("listing") {
+        listing(report, &mut swarm, &sshd, &source);
+    }
+}
+
+/// A mount with an empty cache of its own.
+fn cold_mount(swarm: &mut Swarm) -> Mounted {
+    swarm.mount()
+}
+
+fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
+    report.section(
+        "Cold sequential read of 1 GiB, MiB/s",
+        &["command", "swarmfs", "ceiling (memory-only FUSE)", "sshfs", "raw copy", "÷ ceiling", "÷ sshfs"],
+    );
+    let mut costs: Vec<Costs> = Vec::new();
+    for command in ["dd bs=1M of=/dev/null status=none if=", "cat > /dev/null "] {
+        let (mut ours, mut ceiling, mut ssh, mut raw) = (vec![], vec![], vec![], vec![]);
+        for round in 0..report.rounds {
+            let mount = cold_mount(swarm);
+            let before = Costs::now(swarm, &mount);
+            ours.push(1024.0 / seconds(&format!("{command}{}", mount.path("large").display())));
+            costs.push(Costs::now(swarm, &mount).since(&before));
+            discard(mount);
+            let folder = swarm.scratch(&format!("memory-{round}"));
+            let session = memory_fs::mount(&folder, GIB);
+            ceiling.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
+            session.umount_and_join().unwrap();
+            preload(&source.join("large"));
+            let folder = swarm.scratch("ssh");
+            let mounted = sshd.mount(source, &folder);
+            ssh.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
+            drop(mounted);
+            let copy = swarm.scratch("copy");
+            raw.push(1024.0 / seconds(&format!("cp {} {}", source.join("large").display(), copy.display())));
+            std::fs::remove_file(copy).unwrap();
+        }
+        report.row(&[
+            format!("`{}`", command.split_whitespace().next().unwrap_or_default()),
+            spread(&ours, 0),
+            spread(&ceiling, 0),
+            spread(&ssh, 0),
+            spread(&raw, 0),
+            format!("{:.2}", ratio(&ours, &ceiling)),
+            format!("{:.2}", ratio(&ours, &ssh)),
+        ]);
+    }
+    report.section("What one cold GiB costs", &["process", "CPU seconds a GiB", "peak memory MiB"]);
+    let of = |pick: fn(&Costs) -> f64| median(&costs.iter().map(pick).collect::<Vec<_>>());
+    report.row(&[
+        "swarmfs (mount)".into(),
+        format!("{:.2}", of(|c| c.mount_cpu)),
+        format!("{:.0}", of(|c| c.mount_peak)),
+    ]);
+    report.row(&[
+        "swarm-seeder, all three together".into(),
+        format!("{:.2}", of(|c| c.seeders_cpu)),
+        format!("{:.0} (the largest)", of(|c| c.seeders_peak)),
+    ]);
+    report.row(&[
+        "swarm-tracker".into(),
+        format!("{:.2}", of(|c| c.tracker_cpu)),
+        format!("{:.0}", of(|c| c.tracker_peak)),
+    ]);
+}
+
+/// CPU used so far and the peak of memory, by process.
+struct Costs {
+    mount_cpu: f64,
+    seeders_cpu: f64,
+    tracker_cpu: f64,
+    mount_peak: f64,
+    seeders_peak: f64,
+    tracker_peak: f64,
+}
+
+impl Costs {
+    fn now(swarm: &Swarm, mount: &Mounted) -> Self {
+        let pids: Vec<u32> = swarm.seeders.iter().map(|seeder| seeder.pid()).collect();
+        Self {
+            mount_cpu: cpu_seconds(mount.daemon.pid()),
+            seeders_cpu: pids.iter().map(|pid| cpu_seconds(*pid)).sum(),
+            tracker_cpu: cpu_seconds(swarm.tracker.pid()),
+            mount_peak: peak_mib(mount.daemon.pid()),
+            seeders_peak: pids.iter().map(|pid| peak_mib(*pid)).fold(0.0, f64::max),
+            tracker_peak: peak_mib(swarm.tracker.pid()),
+        }
+    }
+
+    fn since(self, before: &Self) -> Self {
+        Self {
+            mount_cpu: self.mount_cpu - before.mount_cpu,
+            seeders_cpu: self.seeders_cpu - before.seeders_cpu,
+            tracker_cpu: self.tracker_cpu - before.tracker_cpu,
+            ..self
+        }
+    }
+}
+
+/// End a mount and delete its cache, so that the disk does not fill.
+fn discard(mut mount: Mounted) {
+    mount.stop();
+    std::fs::remove_dir_all(&mount.cache).ok();
+}
+
+fn warm(report: &mut Report, swarm: &mut Swarm, source: &Path) {
+    report.section("Warm sequential read of 1 GiB (`dd bs=1M`), MiB/s", &["state", "swarmfs", "local file", "ratio"]);
+    let mount = cold_mount(swarm);
+    let (ours, local) = (mount.path("large"), source.join("large"));
+    let read = |path: &Path| 1024.0 / seconds(&format!("dd bs=1M of=/dev/null status=none if={}", path.display()));
+    read(&ours);
+    read(&ours);
+    // The cache is written beside the reads; a settled file is opened with passthrough.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    read(&ours);
+    read(&local);
+    let (mut a, mut b) = (vec![], vec![]);
+    for _ in 0..report.rounds {
+        a.push(read(&ours));
+        b.push(read(&local));
+    }
+    report.row(&["in the page cache".into(), spread(&a, 0), spread(&b, 0), format!("{:.2}", ratio(&a, &b))]);
+    discard(mount);
+}
+
+fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
+    report
+        .section("Cold random reads of 4 KiB", &["jobs", "swarmfs IOPS", "sshfs IOPS", "÷ sshfs", "KiB moved a read"]);
+    for jobs in [1u32, 4] {
+        let reads = 2_000 / jobs;
+        let fio = |path: &Path, seed: usize| {
+            let line = format!(
+                "fio --name=r --filename={} --readonly --rw=randread --bs=4k --ioengine=psync --numjobs={jobs} --thread \
+                 --number_ios={reads} --norandommap --randseed={seed} --allrandrepeat=0 --invalidate=0 --group_reporting --output-format=json",
+                path.display()
+            );
+            let got: serde_json::Value = serde_json::from_str(&output(&line)).unwrap();
+            (got["jobs"][0]["read"]["iops"].as_f64().unwrap(), got["jobs"][0]["read"]["total_ios"].as_f64().unwrap())
+        };
+        let (mut ours, mut ssh, mut moved) = (vec![], vec![], vec![]);
+        for round in 0..report.rounds {
+            let mount = cold_mount(swarm);
+            let before = mount.daemon.metrics().sum("swarm_fetched_bytes_total");
+            let (iops, count) = fio(&mount.path("large"), round);
+            ours.push(iops);
+            moved.push((mount.daemon.metrics().sum("swarm_fetched_bytes_total") - before) / count / 1024.0);
+            discard(mount);
+            let folder = swarm.scratch("ssh");
+            let mounted = sshd.mount(source, &folder);
+            ssh.push(fio(&folder.join("large"), round).0);
+            drop(mounted);
+        }
+        report.row(&[
+            jobs.to_string(),
+            spread(&ours, 0),
+            spread(&ssh, 0),
+            format!("{:.2}", ratio(&ours, &ssh)),
+            spread(&moved, 1),
+        ]);
+    }
+    report.section("Time to the first byte after `open`, cold, ms", &["swarmfs", "sshfs"]);
+    let first = |path: &Path| {
+        let began = Instant::now();
+        let mut byte = [0];
+        File::open(path).unwrap().read_exact(&mut byte).unwrap();
+        began.elapsed().as_secs_f64() * 1e3
+    };
+    let (mut ours, mut ssh) = (vec![], vec![]);
+    for _ in 0..report.rounds {
+        let mount = cold_mount(swarm);
+        ours.push(first(&mount.path("large")));
+        discard(mount);
+        let folder = swarm.scratch("ssh");
+        let mounted = sshd.mount(source, &folder);
+        ssh.push(first(&folder.join("large")));
+        drop(mounted);
+    }
+    report.row(&[spread(&ours, 1), spread(&ssh, 1)]);
+}
+
+fn small_files(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
+    let tree = source.join("small");
+    for index in 0..2_000 {
+        write_random(&tree.join(format!("{:02}/{index:04}", index % 20)), 16 * 1024, index);
+    }
+    swarm.put(&tree, "/small", 2);
+    report.section("`tar` of 2,000 files of 16 KiB, cold, seconds", &["swarmfs", "sshfs", "sshfs ÷ swarmfs"]);
+    let (mut ours, mut ssh) = (vec![], vec![]);
+    for _ in 0..report.rounds {
+        let tar = |folder: &Path| seconds(&format!("tar -C {} -cf - . | cat > /dev/null", folder.display()));
+        let mount = cold_mount(swarm);
+        ours.push(tar(&mount.path("small")));
+        discard(mount);
+        let folder = swarm.scratch("ssh");
+        let mounted = sshd.mount(source, &folder);
+        ssh.push(tar(&folder.join("small")));
+        drop(mounted);
+    }
+    report.row(&[spread(&ours, 2), spread(&ssh, 2), format!("{:.2}", ratio(&ssh, &ours))]);
+}
+
+fn listing(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
+    let tree = source.join("many");
+    for index in 0..10_000 {
+        write_random(&tree.join(format!("{index:05}")), 100, index);
+    }
+    swarm.put(&tree, "/many", 2);
+    report.section("`ls -lR` of 10,000 entries, seconds", &["state", "swarmfs", "sshfs"]);
+    let list = |folder: &Path| seconds(&format!("ls -lR {} > /dev/null", folder.display()));
+    let (mut cold, mut warm, mut ssh_cold, mut ssh_warm) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..report.rounds {
+        let mount = cold_mount(swarm);
+        cold.push(list(&mount.path("many")));
+        warm.push(list(&mount.path("many")));
+        discard(mount);
+        let folder = swarm.scratch("ssh");
+        let mounted = sshd.mount(source, &folder);
+        ssh_cold.push(list(&folder.join("many")));
+        ssh_warm.push(list(&folder.join("many")));
+        drop(mounted);
+    }
+    report.row(&["cold".into(), spread(&cold, 2), spread(&ssh_cold, 2)]);
+    report.row(&["warm".into(), spread(&warm, 2), spread(&ssh_warm, 2)]);
+}

@@ -1,0 +1,99 @@
+//! Rows and their figures, printed as they come and written to `docs/BENCHMARKS.md` at the end.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// All rows of one run.
+pub(crate) struct Report {
+    only: Option<String>,
+    /// Rounds of each row.
+    pub(crate) rounds: usize,
+    sections: Vec<(String, Vec<String>)>,
+}
+
+impl Report {
+    pub(crate) fn new() -> Self {
+        let rounds = std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+        Self { only: std::env::var("BENCH_ONLY").ok(), rounds, sections: Vec::new() }
+    }
+
+    /// Whether the rows of this name are wanted.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    pub(crate) fn section(&mut self, title: &str, columns: &[&str]) {
+        eprintln!("\n## {title}");
+        let head = format!("| {} |\n|{}", columns.join(" | "), "---|".repeat(columns.len()));
+        self.sections.push((title.to_owned(), vec![head]));
+    }
+
+    pub(crate) fn row(&mut self, cells: &[String]) {
+        eprintln!("{}", cells.join("  |  "));
+        let (_, rows) = self.sections.last_mut().expect("a section comes first");
+        rows.push(format!("| {} |", cells.join(" | ")));
+    }
+
+    pub(crate) fn finish(self) {
+        if self.only.is_some() {
+            eprintln!("\nnot written: only some rows were measured");
+            return;
+        }
+        let mut text = String::from("# Benchmarks\n\n");
+        let _ = writeln!(
+            text,
+            "Written by `make bench`; medians of {} rounds, references measured in turn in the same run. Cold: the \
+             kernel's and the mount's caches are empty, the seeders' data is in the page cache. Three seeders, all \
+             on one machine. Quote the ratios: the machine is shared and noisy.\n",
+            self.rounds
+        );
+        let _ = writeln!(text, "Machine: {}.\n", machine());
+        for (title, rows) in &self.sections {
+            let _ = writeln!(text, "## {title}\n\n{}\n", rows.join("\n"));
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
+        std::fs::write(&path, text).unwrap();
+        eprintln!("\nwritten: {}", path.display());
+    }
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 = memory.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let kernel = Command::new("uname").arg("-r").output().map(|output| output.stdout).unwrap_or_default();
+    format!(
+        "{} cores of {}, {} GiB, Linux {}",
+        cores,
+        model.trim_start_matches([':', ' ', '\t']),
+        kib >> 20,
+        String::from_utf8_lossy(&kernel).trim()
+    )
+}
+
+/// Median of at least one figure.
+pub(crate) fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => sorted[count / 2],
+        count => f64::midpoint(sorted[count / 2 - 1], sorted[count / 2]),
+    }
+}
+
+/// `median (min–max)`.
+pub(crate) fn spread(figures: &[f64], digits: usize) -> String {
+    let low = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{:.digits$} ({low:.digits$}–{high:.digits$})", median(figures))
+}
+
+/// Median of the ratios of the same rounds.
+pub(crate) fn ratio(a: &[f64], b: &[f64]) -> f64 {
+    let ratios: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
+    median(&ratios)
+}
