@@ -10,6 +10,7 @@ mod cache;
 mod harness;
 mod killed_seeders;
 mod killed_tracker;
+mod liars;
 mod many_sources;
 mod names;
 mod real_tree;

@@ -24,11 +24,4 @@ impl Metrics {
         assert!(!found.is_empty(), "no metric {name} among\n{}", known());
         found.iter().sum()
     }
-
-    /// Sum of the samples of a metric whose labels contain `label`, 0 if there is none.
-    pub(crate) fn with(&self, name: &str, label: &str) -> f64 {
-        let own =
-            |key: &&String| key.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') && rest.contains(label));
-        self.0.keys().filter(own).map(|key| self.0[key]).sum()
-    }
 }

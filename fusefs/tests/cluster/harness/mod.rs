@@ -4,6 +4,7 @@
 //! mounted is killed and unmounted when it is dropped.
 
 pub(crate) mod data;
+pub(crate) mod liar;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod swarm;

@@ -55,10 +55,6 @@ impl Daemon {
         self
     }
 
-    pub(crate) fn arguments_mut(&mut self) -> &mut Vec<String> {
-        &mut self.arguments
-    }
-
     /// Start the process; not waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
@@ -137,15 +133,14 @@ impl Daemon {
         signal(self.child.as_ref().expect("running"), name);
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
-    }
-
+    /// Its process id.
+    #[allow(dead_code, reason = "for the benchmarks")]
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("running").id()
     }
 
     /// Resident memory now, in bytes.
+    #[allow(dead_code, reason = "for the benchmarks")]
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");

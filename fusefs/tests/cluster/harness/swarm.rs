@@ -58,7 +58,6 @@ pub(crate) struct Swarm {
     pub(crate) tracker: Daemon,
     pub(crate) seeders: Vec<Daemon>,
     pub(crate) tracker_url: String,
-    seeder_ports: Vec<u16>,
     mounts_made: usize,
     folder: TempDir,
 }
@@ -88,7 +87,6 @@ impl Swarm {
             tracker,
             seeders: Vec::new(),
             tracker_url: format!("swarm://127.0.0.1:{port}"),
-            seeder_ports: Vec::new(),
             mounts_made: 0,
             folder,
         };
@@ -102,31 +100,21 @@ impl Swarm {
     /// Start one more seeder.
     pub(crate) fn add_seeder(&mut self, extra: &[&str]) {
         let index = self.seeders.len();
-        let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
-        let mut arguments = words(&[
-            "--tracker",
-            &self.tracker_url,
-            "--listen",
-            &format!("127.0.0.1:{port}"),
-            "--data",
-            &self.seeder_data(index).to_string_lossy(),
-            "--admin-listen",
-            &admin,
-        ]);
+        let admin = format!("127.0.0.1:{}", free_port());
+        let listen = extra.iter().position(|word| *word == "--listen");
+        let mut arguments = words(&["--tracker", &self.tracker_url]);
+        if listen.is_none() {
+            arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{}", free_port())]);
+        }
+        arguments.extend(words(&["--data", &self.seeder_data(index).to_string_lossy(), "--admin-listen", &admin]));
         arguments.extend(words(extra));
         let mut seeder = Daemon::new(self.folder.path(), &format!("seeder-{index}"), "swarm-seeder", arguments, admin);
         seeder.start();
         self.seeders.push(seeder);
-        self.seeder_ports.push(port);
     }
 
     pub(crate) fn seeder_data(&self, index: usize) -> PathBuf {
         self.folder.path().join(format!("seeder-{index}"))
-    }
-
-    /// host:port of a seeder's chunk service.
-    pub(crate) fn seeder_address(&self, index: usize) -> String {
-        format!("127.0.0.1:{}", self.seeder_ports[index])
     }
 
     /// A folder for the test's own files.
