@@ -3,6 +3,8 @@
 //! Invariant of every store: no byte leaves it that was not verified against its segment's tree, and the
 //! tree against the segment's id, when it was read.
 
+pub mod cache;
+
 use std::sync::Arc;
 use std::time::Duration;
 
