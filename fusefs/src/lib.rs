@@ -1,4 +1,10 @@
 //! The person's side of Swarmfs: the mount, and the tool that puts, gets and shows.
+//!
+//! A read goes `fuse` → `fs` → `read` → the cache or the swarm. Only `fuse` knows the kernel's protocol.
 
 pub mod cli;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod mount;
 pub mod up;

@@ -191,6 +191,3 @@ impl<S: ChunkStore> ChunksCalls for Chunks<S> {
         result.map(Response::new)
     }
 }
-
-#[cfg(test)]
-mod tests;

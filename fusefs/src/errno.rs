@@ -1,0 +1,37 @@
+//! The one table between refusals and the numbers that a program sees in `errno`.
+
+use swarm_proto::Fault;
+use swarm_seeder::tracker_client::TrackerError;
+
+pub use rustix::io::Errno;
+
+/// What a caller of the kernel is told for a refusal of the catalog.
+pub const fn of_fault(fault: Fault) -> Errno {
+    match fault {
+        Fault::NotFound => Errno::NOENT,
+        Fault::Exists => Errno::EXIST,
+        Fault::NotDirectory => Errno::NOTDIR,
+        Fault::IsDirectory => Errno::ISDIR,
+        Fault::NotEmpty => Errno::NOTEMPTY,
+        Fault::NameTooLong => Errno::NAMETOOLONG,
+        Fault::Invalid => Errno::INVAL,
+        Fault::Stale => Errno::STALE,
+        Fault::TooManyLinks => Errno::MLINK,
+        Fault::NoSpace => Errno::NOSPC,
+        Fault::Permission => Errno::PERM,
+        // Says more to a person than EIO: nothing is broken here, somebody did not answer.
+        Fault::Unavailable => Errno::TIMEDOUT,
+        // The writer sends again by itself; where it cannot, the bytes did not get there.
+        Fault::SendAgain => Errno::IO,
+        Fault::Corrupt | Fault::Expired | Fault::Unspecified => Errno::IO,
+    }
+}
+
+/// What a caller of the kernel is told when the tracker did not do it.
+pub fn of_tracker(error: &TrackerError) -> Errno {
+    match error {
+        TrackerError::Refused { fault, .. } => of_fault(*fault),
+        TrackerError::Unreachable { .. } => Errno::TIMEDOUT,
+        TrackerError::Nonsense { .. } => Errno::PROTO,
+    }
+}

@@ -1,0 +1,141 @@
+//! Names, attributes, links' targets and the capacity of the swarm.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use swarm_proto::{InodeNumber, v1};
+
+use super::known::{BRIEFLY, Trust};
+use super::node::{Kind, Node};
+use super::{FileSystem, is_good, kernel_may_keep};
+use crate::errno::Errno;
+
+/// Longest name of the catalog.
+const NAME_BYTES_MOST: usize = 255;
+/// How old an answer about the capacity may be.
+const CAPACITY_HOLDS: Duration = Duration::from_secs(2);
+
+/// The answer to a lookup or a question for attributes.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The inode; none if there is no such name.
+    pub node: Option<Arc<Node>>,
+    /// How long the kernel may keep this.
+    pub keep: Duration,
+}
+
+impl FileSystem {
+    /// A name, if it can be answered at once.
+    pub fn lookup_known(&self, parent: InodeNumber, name: &[u8]) -> Option<Result<Found, Errno>> {
+        if name.len() > NAME_BYTES_MOST {
+            return Some(Err(Errno::NAMETOOLONG));
+        }
+        let (node, trust) = self.learn(|known| known.name(parent, name, Instant::now()))?;
+        is_good(trust).then(|| Ok(self.found(node, trust)))
+    }
+
+    /// A name.
+    pub async fn lookup(&self, parent: InodeNumber, name: Bytes) -> Result<Found, Errno> {
+        let last = || {
+            let (node, _) = self.learn(|known| known.name(parent, &name, Instant::now()))?;
+            Some(self.found(node, Trust::For(BRIEFLY)))
+        };
+        if self.is_offline()
+            && let Some(found) = last()
+        {
+            return Ok(found);
+        }
+        let ticket = self.ticket();
+        self.counters.asked("lookup");
+        match self.catalog.lookup(parent, name.clone()).await {
+            Ok(node) => {
+                let node = node.map(Arc::new);
+                let now = Instant::now();
+                let trust = self.learn(|known| known.learn_name(ticket, parent, name.clone(), node.clone(), now));
+                Ok(self.found(node, trust))
+            }
+            Err(error) => self.or_last(error, last),
+        }
+    }
+
+    /// Attributes, if they can be answered at once.
+    pub fn attributes_known(&self, inode: InodeNumber) -> Option<Found> {
+        let (node, trust) = self.known.lock().node(inode, Instant::now())?;
+        is_good(trust).then(|| self.found(Some(node), trust))
+    }
+
+    /// Attributes of an inode.
+    ///
+    /// Errors: [`Errno::STALE`] if it is gone and not open; the kernel then looks its name up again.
+    pub async fn attributes(&self, inode: InodeNumber) -> Result<Found, Errno> {
+        let (node, trust) = self.node(inode).await?;
+        Ok(self.found(Some(node), trust))
+    }
+
+    /// Where a symlink points.
+    pub async fn link_target(&self, inode: InodeNumber) -> Result<Bytes, Errno> {
+        let known = self.known.lock().node(inode, Instant::now());
+        let node = match known {
+            // A link never changes where it points: another target is another inode.
+            Some((node, _)) => node,
+            None => self.node(inode).await?.0,
+        };
+        match node.kind {
+            Kind::Symlink => Ok(node.target.clone()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Capacity of the swarm, from memory where it was asked for lately or cannot be had.
+    pub async fn capacity(&self) -> Result<v1::StatFsReply, Errno> {
+        let last = *self.capacity.lock();
+        if let Some((at, capacity)) = last
+            && (at.elapsed() < CAPACITY_HOLDS || self.away.load(std::sync::atomic::Ordering::Relaxed))
+        {
+            return Ok(capacity);
+        }
+        self.counters.asked("stat_fs");
+        match self.catalog.stat_fs().await {
+            Ok(capacity) => {
+                *self.capacity.lock() = Some((Instant::now(), capacity));
+                Ok(capacity)
+            }
+            Err(error) => match last {
+                Some((_, capacity)) => Ok(capacity),
+                None => Err(crate::errno::of_tracker(&error)),
+            },
+        }
+    }
+
+    pub(super) async fn node(&self, inode: InodeNumber) -> Result<(Arc<Node>, Trust), Errno> {
+        let last = || {
+            let (node, _) = self.known.lock().node(inode, Instant::now())?;
+            Some((node, Trust::For(BRIEFLY)))
+        };
+        if self.is_offline()
+            && let Some(found) = last()
+        {
+            return Ok(found);
+        }
+        let ticket = self.ticket();
+        self.counters.asked("node");
+        match self.catalog.node(inode).await {
+            Ok(Some(node)) => {
+                let node = Arc::new(node);
+                let trust = self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+                Ok((node, trust))
+            }
+            Ok(None) => match self.open.opened(inode) {
+                // Its last name is gone, but it is still open here.
+                Some((node, _)) => Ok((Arc::new(Node { links: 0, ..(*node).clone() }), Trust::For(BRIEFLY))),
+                None => Err(Errno::STALE),
+            },
+            Err(error) => self.or_last(error, last),
+        }
+    }
+
+    pub(super) fn found(&self, node: Option<Arc<Node>>, trust: Trust) -> Found {
+        Found { node: node.map(|node| self.open.as_seen(node)), keep: kernel_may_keep(trust) }
+    }
+}

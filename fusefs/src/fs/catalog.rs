@@ -1,0 +1,123 @@
+//! The seam between the file system and the tracker: what the mount asks of the catalog.
+//!
+//! [`TrackerClient`] is it; the tests have one in memory.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use swarm_proto::{Fault, InodeNumber, Manifest, ManifestDigest, Revision, v1};
+use swarm_seeder::tracker_client::{Currency, TrackerClient, TrackerError};
+
+use super::node::{Node, NodeError};
+
+/// What a question to the catalog comes to.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, TrackerError>>;
+/// Names and inodes of a directory, in the order of their names' bytes.
+pub type Entries = Vec<(Bytes, Node)>;
+/// Changes as they are pushed; ends when the tracker goes.
+pub type Changes = BoxStream<'static, Result<v1::WatchReply, TrackerError>>;
+
+/// The catalog as the mount needs it.
+pub trait Catalog: Send + Sync + 'static {
+    /// No answer that is still to come is from before this revision.
+    fn newest(&self) -> Revision;
+    /// Never answer from before `revision` again.
+    fn saw(&self, revision: Revision);
+    /// One name in one directory; none if there is no such name.
+    fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>>;
+    /// A whole path from the root, links not followed; none if there is no such path.
+    fn resolve(&self, path: Bytes) -> Answer<'_, Option<Node>>;
+    /// One inode; none if it is gone.
+    fn node(&self, inode: InodeNumber) -> Answer<'_, Option<Node>>;
+    /// One inode as it is now, and its manifest if that is small; none if it is gone.
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>>;
+    /// All entries of a directory.
+    fn read_dir(&self, inode: InodeNumber) -> Answer<'_, Entries>;
+    /// A manifest of any size.
+    fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>>;
+    /// Several manifests, in the order asked; none for one that is unknown.
+    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>>;
+    /// What changes after `revision`. Answered once the tracker listens.
+    fn watch(&self, after: Revision) -> Answer<'_, Changes>;
+    /// Capacity of the swarm.
+    fn stat_fs(&self) -> Answer<'_, v1::StatFsReply>;
+}
+
+impl Catalog for TrackerClient {
+    fn newest(&self) -> Revision {
+        self.newest_revision()
+    }
+
+    fn saw(&self, revision: Revision) {
+        TrackerClient::saw(self, revision);
+    }
+
+    fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {
+        async move { self.lookup(parent, &name).await?.map(read).transpose() }.boxed()
+    }
+
+    fn resolve(&self, path: Bytes) -> Answer<'_, Option<Node>> {
+        async move { self.resolve(&path).await?.map(read).transpose() }.boxed()
+    }
+
+    fn node(&self, inode: InodeNumber) -> Answer<'_, Option<Node>> {
+        async move { self.node(inode, Currency::Seen).await?.map(read).transpose() }.boxed()
+    }
+
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>> {
+        async move {
+            let found = self.node_with_manifest(inode, Currency::Newest).await?;
+            found.map(|found| Ok((read(found.node)?, found.manifest))).transpose()
+        }
+        .boxed()
+    }
+
+    fn read_dir(&self, inode: InodeNumber) -> Answer<'_, Entries> {
+        async move {
+            let entries = self.read_dir(inode).await?;
+            let entry = |entry: v1::Entry| {
+                let node = entry.node.ok_or_else(|| nonsense("an entry without an inode"))?;
+                Ok((entry.name, read(node)?))
+            };
+            entries.into_iter().map(entry).collect()
+        }
+        .boxed()
+    }
+
+    fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>> {
+        self.manifest(digest).boxed()
+    }
+
+    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>> {
+        async move { self.manifests(&digests).await }.boxed()
+    }
+
+    fn watch(&self, after: Revision) -> Answer<'_, Changes> {
+        async move {
+            let stream = self.watch(after).await?;
+            let changes = stream.map(|reply| {
+                reply.map_err(|status| TrackerError::Refused {
+                    fault: Fault::Unavailable,
+                    message: status.message().to_owned(),
+                })
+            });
+            Ok(changes.boxed())
+        }
+        .boxed()
+    }
+
+    fn stat_fs(&self) -> Answer<'_, v1::StatFsReply> {
+        self.stat_fs().boxed()
+    }
+}
+
+fn read(node: v1::Node) -> Result<Node, TrackerError> {
+    Node::try_from(node).map_err(|error: NodeError| nonsense(error))
+}
+
+fn nonsense(what: impl std::fmt::Display) -> TrackerError {
+    TrackerError::Refused { fault: Fault::Corrupt, message: what.to_string() }
+}

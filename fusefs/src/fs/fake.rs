@@ -1,0 +1,306 @@
+//! A catalog, bytes and holders in memory, for tests.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use swarm_proto::{Extent, Fault, InodeNumber, Manifest, ManifestDigest, PeerId, Revision, Segment, SegmentId, v1};
+use swarm_seeder::swarm::{Holder, Locator, Offence};
+use swarm_seeder::tracker_client::TrackerError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::catalog::{Answer, Catalog, Changes, Entries};
+use super::content::{Content, OpenContent, Version};
+use super::invalidation::{Invalidation, Invalidations};
+use super::node::{Kind, Node};
+use super::{FileSystem, FileSystemConfig};
+use crate::errno::Errno;
+
+pub(super) const ROOT: InodeNumber = InodeNumber(1);
+
+/// A catalog whose content is [`FakeSwarm::bytes`] by manifest.
+#[derive(Default)]
+pub(super) struct FakeSwarm {
+    state: Mutex<State>,
+    pub(super) away: AtomicBool,
+    pub(super) questions: AtomicUsize,
+    pub(super) prefetched: Mutex<Vec<ManifestDigest>>,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    next: u64,
+    nodes: HashMap<u64, Node>,
+    names: HashMap<(u64, Bytes), u64>,
+    manifests: HashMap<ManifestDigest, Arc<Manifest>>,
+    bytes: HashMap<ManifestDigest, Bytes>,
+    watchers: Vec<futures::channel::mpsc::UnboundedSender<Result<v1::WatchReply, TrackerError>>>,
+}
+
+impl FakeSwarm {
+    pub(super) fn new() -> Arc<Self> {
+        let this = Self::default();
+        {
+            let mut state = this.state.lock();
+            state.next = 2;
+            state.nodes.insert(1, node(1, Kind::Directory));
+        }
+        Arc::new(this)
+    }
+
+    /// Make a node and tell the watchers.
+    pub(super) fn make(&self, parent: InodeNumber, name: &str, kind: Kind) -> InodeNumber {
+        let mut state = self.state.lock();
+        let inode = state.next;
+        state.next += 1;
+        state.nodes.insert(inode, node(inode, kind));
+        state.names.insert((parent.0, Bytes::copy_from_slice(name.as_bytes())), inode);
+        state.changed(parent.0, name, false);
+        InodeNumber(inode)
+    }
+
+    /// Give a file a content, and tell the watchers.
+    pub(super) fn write(&self, inode: InodeNumber, bytes: &[u8]) {
+        self.write_silently(inode, bytes);
+        self.state.lock().changed(inode.0, "", true);
+    }
+
+    /// The same, with the watchers told never: as if they were slow.
+    pub(super) fn write_silently(&self, inode: InodeNumber, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        let id = SegmentId::new(*blake3::hash(bytes).as_bytes());
+        let length = u32::try_from(bytes.len()).unwrap();
+        let extents = if bytes.is_empty() { vec![] } else { vec![Extent::whole(Segment { id, length })] };
+        let manifest = Manifest::new(extents).unwrap();
+        let digest = manifest.digest();
+        state.manifests.insert(digest, Arc::new(manifest));
+        state.bytes.insert(digest, Bytes::copy_from_slice(bytes));
+        state.revision += 1;
+        let node = state.nodes.get_mut(&inode.0).unwrap();
+        node.size = bytes.len() as u64;
+        node.content = (!bytes.is_empty()).then_some(digest);
+        node.version += 1;
+        node.modified_ns += 1;
+    }
+
+    pub(super) fn remove(&self, parent: InodeNumber, name: &str) {
+        let mut state = self.state.lock();
+        let inode = state.names.remove(&(parent.0, Bytes::copy_from_slice(name.as_bytes()))).unwrap();
+        state.nodes.remove(&inode);
+        state.changed(parent.0, name, false);
+    }
+
+    pub(super) fn end_watches(&self) {
+        self.state.lock().watchers.clear();
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.questions.load(Ordering::SeqCst)
+    }
+
+    fn ask<T: Send + 'static>(&self, answer: impl FnOnce(&mut State) -> Result<T, TrackerError>) -> Answer<'_, T> {
+        self.questions.fetch_add(1, Ordering::SeqCst);
+        let answer = match self.away.load(Ordering::SeqCst) {
+            true => Err(unreachable()),
+            false => answer(&mut self.state.lock()),
+        };
+        async move { answer }.boxed()
+    }
+}
+
+impl State {
+    fn changed(&mut self, inode: u64, name: &str, content: bool) {
+        self.revision += 1;
+        let change = v1::Change { inode, name: Bytes::copy_from_slice(name.as_bytes()), content };
+        let reply = v1::WatchReply { revision: self.revision, changes: vec![change], reset: false };
+        self.watchers.retain(|watcher| watcher.unbounded_send(Ok(reply.clone())).is_ok());
+    }
+}
+
+fn unreachable() -> TrackerError {
+    TrackerError::Unreachable { address: "here".into(), reason: "away".into(), waited: Duration::ZERO }
+}
+
+pub(super) fn node(inode: u64, kind: Kind) -> Node {
+    Node {
+        inode: InodeNumber(inode),
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        links: 1,
+        modified_ns: 0,
+        changed_ns: 0,
+        created_ns: 0,
+        content: None,
+        target: Bytes::from_static(b"target"),
+        version: 1,
+    }
+}
+
+impl Catalog for FakeSwarm {
+    fn newest(&self) -> Revision {
+        Revision(self.state.lock().revision)
+    }
+
+    fn saw(&self, _: Revision) {}
+
+    fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {
+        self.ask(|state| Ok(state.names.get(&(parent.0, name)).map(|inode| state.nodes[inode].clone())))
+    }
+
+    fn resolve(&self, _: Bytes) -> Answer<'_, Option<Node>> {
+        self.node(ROOT)
+    }
+
+    fn node(&self, inode: InodeNumber) -> Answer<'_, Option<Node>> {
+        self.ask(|state| Ok(state.nodes.get(&inode.0).cloned()))
+    }
+
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>> {
+        self.ask(|state| Ok(state.nodes.get(&inode.0).cloned().map(|node| (node, None))))
+    }
+
+    fn read_dir(&self, inode: InodeNumber) -> Answer<'_, Entries> {
+        self.ask(|state| {
+            let names = state.names.iter().filter(|((parent, _), _)| *parent == inode.0);
+            Ok(names.map(|((_, name), inode)| (name.clone(), state.nodes[inode].clone())).collect())
+        })
+    }
+
+    fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>> {
+        self.ask(|state| {
+            let unknown = TrackerError::Refused { fault: Fault::NotFound, message: "no such manifest".into() };
+            state.manifests.get(&digest).cloned().ok_or(unknown)
+        })
+    }
+
+    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>> {
+        self.ask(|state| Ok(digests.iter().map(|digest| state.manifests.get(digest).cloned()).collect()))
+    }
+
+    fn watch(&self, _: Revision) -> Answer<'_, Changes> {
+        self.ask(|state| {
+            let (sender, receiver) = futures::channel::mpsc::unbounded();
+            state.watchers.push(sender);
+            Ok(receiver.boxed())
+        })
+    }
+
+    fn stat_fs(&self) -> Answer<'_, v1::StatFsReply> {
+        self.ask(|_| Ok(v1::StatFsReply { capacity_bytes: 1 << 30, free_bytes: 1 << 29, inodes: 7 }))
+    }
+}
+
+struct FakeContent(Bytes);
+
+impl OpenContent for FakeContent {
+    fn read(&self, offset: u64, length: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
+        let start = usize::try_from(offset).unwrap().min(self.0.len());
+        let end = (start + length as usize).min(self.0.len());
+        let bytes = self.0.slice(start..end);
+        async move { Ok(bytes) }.boxed()
+    }
+
+    fn complete_file(&self) -> Option<Arc<File>> {
+        None
+    }
+}
+
+impl Content for FakeSwarm {
+    fn open(&self, version: &Version) -> Arc<dyn OpenContent> {
+        let bytes = version.digest.map(|digest| self.state.lock().bytes[&digest].clone()).unwrap_or_default();
+        Arc::new(FakeContent(bytes))
+    }
+
+    fn prefetch(&self, versions: Vec<Version>) {
+        self.prefetched.lock().extend(versions.into_iter().filter_map(|version| version.digest));
+    }
+
+    fn cached_bytes(&self, _: &Version) -> u64 {
+        5
+    }
+}
+
+impl Locator for FakeSwarm {
+    fn locate(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Result<Vec<Vec<Holder>>, String>> {
+        let peer = swarm_seeder::swarm::PeerAddress {
+            id: PeerId::new([7; 16]),
+            address: "h:1".into(),
+            zone: String::new(),
+            host: String::new(),
+        };
+        let holders = vec![Holder { peer, partial: false }];
+        async move { Ok(vec![holders; ids.len()]) }.boxed()
+    }
+
+    fn report(&self, _: PeerId, _: Offence) {}
+}
+
+/// A file system over a fake swarm, following its changes.
+pub(super) struct Bench {
+    pub(super) swarm: Arc<FakeSwarm>,
+    pub(super) fs: Arc<FileSystem>,
+    pub(super) forgotten: mpsc::Receiver<Invalidation>,
+    pub(super) tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Bench {
+    pub(super) async fn new(offline_ok: bool) -> Self {
+        let swarm = FakeSwarm::new();
+        let (invalidations, forgotten) = Invalidations::new();
+        let config = FileSystemConfig {
+            root: ROOT,
+            metadata_ttl: Duration::from_secs(3_600),
+            metadata_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(5),
+            offline_ok,
+            no_passthrough: None,
+        };
+        let tasks = TaskTracker::new();
+        let fs = FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), invalidations, tasks.clone());
+        let fs = Arc::new(fs);
+        let stop = CancellationToken::new();
+        let (following, stopped) = (fs.clone(), stop.clone());
+        tasks.spawn(async move { following.follow_changes(stopped).await });
+        let bench = Self { swarm, fs, forgotten, tasks, stop };
+        bench.until("changes are pushed", |bench| bench.fs.is_live()).await;
+        bench
+    }
+
+    /// Wait until something holds.
+    pub(super) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !holds(self) {
+            assert!(began.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Wait until the kernel was told to forget something.
+    pub(super) async fn until_forgotten(&self, want: &Invalidation) {
+        let seen = Mutex::new(Vec::new());
+        self.until(&format!("{want:?} is forgotten"), |bench| {
+            seen.lock().extend(bench.forgotten.try_iter());
+            seen.lock().contains(want)
+        })
+        .await;
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.tasks.close();
+    }
+}

@@ -1,0 +1,386 @@
+//! **PURE.** What this mount knows of the catalog, and how far it may be believed.
+//!
+//! Invariants:
+//! * what the kernel was given for long is known here, so that it can be taken back: whatever is pushed
+//!   out of here is taken back from the kernel too;
+//! * an answer is believed only if no change that it may have missed was pushed since it was asked for
+//!   ([`Ticket`]);
+//! * nothing is believed for longer than [`BRIEFLY`] while no changes are pushed.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use swarm_proto::{InodeNumber, Revision, v1};
+
+use super::catalog::Entries;
+use super::invalidation::Invalidation;
+use super::node::Node;
+
+/// How long an answer holds while no changes are pushed: as long as promise 2 of the design allows a
+/// name to be old.
+pub const BRIEFLY: Duration = Duration::from_secs(1);
+/// Changes that are remembered to judge answers that were on their way.
+const CHANGES_REMEMBERED: usize = 16 * 1024;
+/// Entries of all directory listings together, as a multiple of the names that are kept.
+const LISTED_PER_NAME: usize = 2;
+
+/// Epoch of what a change was pushed for: it was right once.
+const DOUBTED: u64 = u64::MAX;
+
+/// Taken before a question is asked; judges its answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket {
+    epoch: u64,
+    newest: Revision,
+}
+
+/// How far an answer may be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The kernel may keep it so long; zero: it is right now, but may be changing.
+    For(Duration),
+    /// It was right once: only good if nobody can be asked.
+    Once,
+}
+
+/// A directory's entries at one moment, in the order of their names' bytes.
+pub struct Listing {
+    /// The directory.
+    pub directory: InodeNumber,
+    /// Its entries.
+    pub entries: Vec<(Bytes, Arc<Node>)>,
+}
+
+impl Listing {
+    /// Where `name` stands.
+    pub fn find(&self, name: &[u8]) -> Option<usize> {
+        self.entries.binary_search_by(|(entry, _)| entry[..].cmp(name)).ok()
+    }
+}
+
+struct Learned<T> {
+    value: T,
+    epoch: u64,
+    at: Instant,
+}
+
+/// What is known; see the module.
+pub struct Known {
+    ttl: Duration,
+    live: bool,
+    /// Rises whenever changes may have been missed; what was learned before is not believed.
+    epoch: u64,
+    nodes: LruCache<InodeNumber, Learned<Arc<Node>>>,
+    names: LruCache<(InodeNumber, Bytes), Learned<Option<InodeNumber>>>,
+    listings: LruCache<InodeNumber, Learned<Arc<Listing>>>,
+    listed: usize,
+    most_listed: usize,
+    /// Directory in which an inode was last seen.
+    parents: LruCache<InodeNumber, InodeNumber>,
+    changes: RecentChanges,
+    take_back: Vec<Invalidation>,
+}
+
+impl Known {
+    /// Nothing known. `ttl` is how long the kernel may keep what is pushed when it changes; `most` names
+    /// and inodes are kept.
+    pub fn new(ttl: Duration, most: usize) -> Self {
+        let most = NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            ttl,
+            live: false,
+            epoch: 0,
+            nodes: LruCache::new(most),
+            names: LruCache::new(most),
+            listings: LruCache::unbounded(),
+            listed: 0,
+            most_listed: most.get().saturating_mul(LISTED_PER_NAME),
+            parents: LruCache::new(most),
+            changes: RecentChanges::default(),
+            take_back: Vec::new(),
+        }
+    }
+
+    /// Before asking: `newest` is the revision that the answer will at least be of.
+    pub fn ticket(&self, newest: Revision) -> Ticket {
+        Ticket { epoch: self.epoch, newest }
+    }
+
+    /// What the kernel must forget since this was last asked.
+    pub fn take_back(&mut self) -> Vec<Invalidation> {
+        std::mem::take(&mut self.take_back)
+    }
+
+    /// Whether changes are pushed.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Changes are pushed from now on; what was learned before may have missed some.
+    pub fn begin(&mut self) {
+        self.epoch += 1;
+        self.live = true;
+    }
+
+    /// Changes are no longer pushed: the kernel must ask again for everything.
+    pub fn lost(&mut self) {
+        if self.live {
+            self.live = false;
+            self.doubt_all();
+        }
+    }
+
+    /// Changes were missed, and are pushed again from now on.
+    pub fn reset(&mut self) {
+        self.doubt_all();
+        self.live = true;
+    }
+
+    fn doubt_all(&mut self) {
+        self.epoch += 1;
+        let names = self.names.iter().map(|((parent, name), _)| Invalidation::Name(*parent, name.clone()));
+        let nodes = self.nodes.iter().map(|(inode, _)| Invalidation::Attributes(*inode));
+        self.take_back.extend(names.chain(nodes));
+    }
+
+    /// A change was pushed.
+    pub fn changed(&mut self, revision: Revision, change: &v1::Change) {
+        let inode = InodeNumber(change.inode);
+        self.doubt_node(revision, inode);
+        if change.name.is_empty() {
+            return;
+        }
+        let name = change.name.clone();
+        self.changes.note(revision, inode, name.clone());
+        let mut child = None;
+        if let Some(learned) = self.listings.peek_mut(&inode) {
+            learned.epoch = DOUBTED;
+            child = learned.value.find(&name).map(|index| learned.value.entries[index].1.inode);
+        }
+        if let Some(learned) = self.names.peek_mut(&(inode, name.clone())) {
+            learned.epoch = DOUBTED;
+            child = learned.value.or(child);
+        }
+        if let Some(child) = child {
+            // Its links changed, if it lives on at all.
+            self.doubt_node(revision, child);
+        }
+        self.take_back.push(Invalidation::Name(inode, name));
+    }
+
+    fn doubt_node(&mut self, revision: Revision, inode: InodeNumber) {
+        self.changes.note(revision, inode, Bytes::new());
+        if let Some(learned) = self.nodes.peek_mut(&inode) {
+            learned.epoch = DOUBTED;
+        }
+        self.take_back.push(Invalidation::Attributes(inode));
+    }
+
+    /// An inode, if it is known, and how far it may be believed.
+    pub fn node(&mut self, inode: InodeNumber, now: Instant) -> Option<(Arc<Node>, Trust)> {
+        let learned = self.nodes.get(&inode)?;
+        let (epoch, at, node) = (learned.epoch, learned.at, learned.value.clone());
+        Some((node, self.trust(epoch, at, now)))
+    }
+
+    /// A name in a directory, if it is known, or known to be absent.
+    ///
+    /// Shape: trust is that of the name and, if there is one, of the inode together.
+    pub fn name(&mut self, parent: InodeNumber, name: &[u8], now: Instant) -> Option<(Option<Arc<Node>>, Trust)> {
+        if let Some(learned) = self.names.get(&(parent, Bytes::copy_from_slice(name))) {
+            let (epoch, at, child) = (learned.epoch, learned.at, learned.value);
+            let trust = self.trust(epoch, at, now);
+            let Some(child) = child else { return Some((None, trust)) };
+            if let Some((node, of_node)) = self.node(child, now) {
+                return Some((Some(node), trust.and(of_node)));
+            }
+        }
+        let learned = self.listings.get(&parent)?;
+        let (epoch, at, listing) = (learned.epoch, learned.at, learned.value.clone());
+        let trust = self.trust(epoch, at, now);
+        match listing.find(name) {
+            // Answered from the listing, the kernel is given an absence that must be taken back later.
+            None => {
+                if trust != Trust::Once {
+                    self.keep_name(parent, Bytes::copy_from_slice(name), None, epoch, at);
+                }
+                Some((None, trust))
+            }
+            Some(index) => {
+                let (name, listed) = &listing.entries[index];
+                let (node, of_node) = self.node(listed.inode, now)?;
+                if trust != Trust::Once {
+                    self.keep_name(parent, name.clone(), Some(node.inode), epoch, at);
+                }
+                Some((Some(node), trust.and(of_node)))
+            }
+        }
+    }
+
+    /// All entries of a directory, if they are known.
+    pub fn listing(&mut self, directory: InodeNumber, now: Instant) -> Option<(Arc<Listing>, Trust)> {
+        let learned = self.listings.get(&directory)?;
+        let (epoch, at, listing) = (learned.epoch, learned.at, learned.value.clone());
+        Some((listing, self.trust(epoch, at, now)))
+    }
+
+    /// The directory in which an inode was last seen.
+    pub fn parent_of(&mut self, inode: InodeNumber) -> Option<InodeNumber> {
+        self.parents.get(&inode).copied()
+    }
+
+    /// An answer about an inode.
+    pub fn learn_node(&mut self, ticket: Ticket, node: Arc<Node>, now: Instant) -> Trust {
+        let inode = node.inode;
+        if self.changes.may_be_missed(ticket.newest, inode, b"") {
+            return Trust::For(Duration::ZERO);
+        }
+        let learned = Learned { value: node, epoch: ticket.epoch, at: now };
+        if let Some((pushed_out, _)) = self.nodes.push(inode, learned).filter(|(other, _)| *other != inode) {
+            self.take_back.push(Invalidation::Attributes(pushed_out));
+        }
+        self.trust(ticket.epoch, now, now).at_least_now()
+    }
+
+    /// An answer about a name.
+    pub fn learn_name(
+        &mut self,
+        ticket: Ticket,
+        parent: InodeNumber,
+        name: Bytes,
+        node: Option<Arc<Node>>,
+        now: Instant,
+    ) -> Trust {
+        let child = node.as_ref().map(|node| node.inode);
+        let of_node = node.map(|node| self.learn_node(ticket, node, now));
+        if let Some(child) = child {
+            self.parents.put(child, parent);
+        }
+        if self.changes.may_be_missed(ticket.newest, parent, &name) {
+            return Trust::For(Duration::ZERO);
+        }
+        self.keep_name(parent, name, child, ticket.epoch, now);
+        let trust = self.trust(ticket.epoch, now, now).at_least_now();
+        of_node.map_or(trust, |of_node| trust.and(of_node))
+    }
+
+    /// All entries of a directory, in the order of their names' bytes.
+    pub fn learn_listing(
+        &mut self,
+        ticket: Ticket,
+        directory: InodeNumber,
+        entries: Entries,
+        now: Instant,
+    ) -> Arc<Listing> {
+        let mut entries: Vec<_> = entries.into_iter().map(|(name, node)| (name, Arc::new(node))).collect();
+        entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+        for (_, node) in &entries {
+            self.learn_node(ticket, node.clone(), now);
+            self.parents.put(node.inode, directory);
+        }
+        let listing = Arc::new(Listing { directory, entries });
+        // An entry that changed while the listing was on its way notes the directory itself too.
+        let missed = self.changes.may_be_missed(ticket.newest, directory, b"");
+        if !missed && listing.entries.len() <= self.most_listed {
+            self.forget_listing(directory);
+            self.listed += listing.entries.len();
+            self.listings.put(directory, Learned { value: listing.clone(), epoch: ticket.epoch, at: now });
+            while self.listed > self.most_listed {
+                let Some((_, pushed_out)) = self.listings.pop_lru() else { break };
+                self.listed -= pushed_out.value.entries.len();
+            }
+        }
+        listing
+    }
+
+    /// Given to the kernel as part of a listing.
+    pub fn give_entry(
+        &mut self,
+        directory: InodeNumber,
+        name: &[u8],
+        child: InodeNumber,
+        now: Instant,
+    ) -> Option<(Arc<Node>, Trust)> {
+        match self.name(directory, name, now) {
+            Some((Some(node), trust)) if node.inode == child => Some((node, trust)),
+            _ => None,
+        }
+    }
+
+    fn keep_name(&mut self, parent: InodeNumber, name: Bytes, child: Option<InodeNumber>, epoch: u64, at: Instant) {
+        let key = (parent, name);
+        let pushed_out = self.names.push(key.clone(), Learned { value: child, epoch, at });
+        if let Some(((parent, name), _)) = pushed_out.filter(|(other, _)| *other != key) {
+            self.take_back.push(Invalidation::Name(parent, name));
+        }
+    }
+
+    fn forget_listing(&mut self, directory: InodeNumber) {
+        if let Some(old) = self.listings.pop(&directory) {
+            self.listed -= old.value.entries.len();
+        }
+    }
+
+    fn trust(&self, epoch: u64, at: Instant, now: Instant) -> Trust {
+        match self.live {
+            _ if epoch == DOUBTED => Trust::Once,
+            true if epoch == self.epoch => Trust::For(self.ttl),
+            false if now.saturating_duration_since(at) < BRIEFLY => Trust::For(self.ttl.min(BRIEFLY)),
+            _ => Trust::Once,
+        }
+    }
+}
+
+impl Trust {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::For(one), Self::For(two)) => Self::For(one.min(two)),
+            _ => Self::Once,
+        }
+    }
+
+    /// A fresh answer is right at this moment even where it cannot be kept.
+    fn at_least_now(self) -> Self {
+        match self {
+            Self::Once => Self::For(Duration::ZERO),
+            other => other,
+        }
+    }
+}
+
+/// The newest change of each thing that changed lately.
+#[derive(Default)]
+struct RecentChanges {
+    newest: HashMap<(InodeNumber, Bytes), Revision>,
+    order: VecDeque<(Revision, InodeNumber, Bytes)>,
+    /// Changes up to this revision are forgotten.
+    floor: Revision,
+}
+
+impl RecentChanges {
+    fn note(&mut self, revision: Revision, inode: InodeNumber, name: Bytes) {
+        self.newest.insert((inode, name.clone()), revision);
+        self.order.push_back((revision, inode, name));
+        if self.order.len() > CHANGES_REMEMBERED
+            && let Some((revision, inode, name)) = self.order.pop_front()
+        {
+            self.floor = self.floor.max(revision);
+            let key = (inode, name);
+            if self.newest.get(&key) == Some(&revision) {
+                self.newest.remove(&key);
+            }
+        }
+    }
+
+    fn may_be_missed(&self, answered_from: Revision, inode: InodeNumber, name: &[u8]) -> bool {
+        let changed = self.newest.get(&(inode, Bytes::copy_from_slice(name)));
+        changed.map_or(answered_from < self.floor, |changed| *changed > answered_from)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use super::*;
+use crate::fs::node::Kind;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn node(inode: u64, kind: Kind) -> Node {
+    Node {
+        inode: InodeNumber(inode),
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        links: 1,
+        modified_ns: 0,
+        changed_ns: 0,
+        created_ns: 0,
+        content: None,
+        target: Bytes::new(),
+        version: 1,
+    }
+}
+
+fn file(inode: u64) -> Arc<Node> {
+    Arc::new(node(inode, Kind::File))
+}
+
+fn entry(name: &'static str, inode: u64) -> (Bytes, Node) {
+    (Bytes::from(name), node(inode, Kind::File))
+}
+
+fn change(inode: u64, name: &'static str) -> v1::Change {
+    v1::Change { inode, name: Bytes::from(name), content: name.is_empty() }
+}
+
+fn live() -> (Known, Instant) {
+    let mut known = Known::new(HOUR, 100);
+    known.begin();
+    (known, Instant::now())
+}
+
+const DIR: InodeNumber = InodeNumber(1);
+
+#[test]
+fn what_is_pushed_when_it_changes_is_believed_for_long() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    assert_eq!(known.learn_name(ticket, DIR, "a".into(), Some(file(2)), now), Trust::For(HOUR));
+    let (found, trust) = known.name(DIR, b"a", now + HOUR).unwrap();
+    assert_eq!((found.unwrap().inode.0, trust), (2, Trust::For(HOUR)));
+}
+
+#[test]
+fn without_pushed_changes_nothing_is_believed_for_more_than_a_second() {
+    let (mut known, now) = live();
+    known.lost();
+    let ticket = known.ticket(Revision(5));
+    assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(BRIEFLY));
+    assert_eq!(known.node(InodeNumber(2), now).unwrap().1, Trust::For(BRIEFLY));
+    assert_eq!(known.node(InodeNumber(2), now + BRIEFLY).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn a_change_takes_the_name_the_inode_and_the_listing_back() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.learn_listing(ticket, DIR, vec![entry("a", 2), entry("b", 3)], now);
+    assert!(known.name(DIR, b"a", now).is_some());
+    assert!(known.take_back().is_empty());
+    known.changed(Revision(6), &change(1, "a"));
+    let back = known.take_back();
+    for want in
+        [Invalidation::Name(DIR, "a".into()), Invalidation::Attributes(DIR), Invalidation::Attributes(InodeNumber(2))]
+    {
+        assert!(back.contains(&want), "{want:?} is not among {back:?}");
+    }
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::Once);
+    assert_eq!(known.listing(DIR, now).unwrap().1, Trust::Once);
+    assert_eq!(known.node(InodeNumber(3), now).unwrap().1, Trust::For(HOUR), "its neighbour was not touched");
+    known.lost();
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn an_answer_that_was_overtaken_by_a_change_is_not_kept() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.changed(Revision(6), &change(1, "a"));
+    known.changed(Revision(7), &change(9, ""));
+    assert_eq!(known.learn_name(ticket, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
+    assert_eq!(known.learn_node(ticket, file(9), now), Trust::For(Duration::ZERO));
+    known.learn_listing(ticket, DIR, vec![entry("a", 2)], now);
+    assert!(known.listing(DIR, now).is_none());
+    assert!(known.name(DIR, b"a", now).is_none() && known.node(InodeNumber(9), now).is_none());
+    assert_eq!(known.learn_name(ticket, DIR, "b".into(), None, now), Trust::For(HOUR), "another name is fine");
+    let later = known.ticket(Revision(7));
+    assert_eq!(known.learn_node(later, file(9), now), Trust::For(HOUR));
+}
+
+#[test]
+fn an_answer_from_before_the_stream_was_lost_is_not_believed_after_it() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.lost();
+    known.begin();
+    assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(Duration::ZERO));
+    assert_eq!(known.node(InodeNumber(2), now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn losing_the_stream_takes_everything_back_but_keeps_it_for_want_of_better() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.learn_name(ticket, DIR, "a".into(), Some(file(2)), now);
+    known.learn_name(ticket, DIR, "none".into(), None, now);
+    known.lost();
+    let back = known.take_back();
+    assert!(back.contains(&Invalidation::Name(DIR, "a".into())));
+    assert!(back.contains(&Invalidation::Name(DIR, "none".into())));
+    assert!(back.contains(&Invalidation::Attributes(InodeNumber(2))));
+    assert_eq!(known.name(DIR, b"a", now + HOUR).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn what_is_pushed_out_is_taken_back_from_the_kernel() {
+    let mut known = Known::new(HOUR, 2);
+    known.begin();
+    let now = Instant::now();
+    let ticket = known.ticket(Revision(1));
+    for (index, name) in ["a", "b", "c"].into_iter().enumerate() {
+        known.learn_name(ticket, DIR, name.into(), Some(file(10 + index as u64)), now);
+    }
+    let back = known.take_back();
+    assert!(back.contains(&Invalidation::Name(DIR, "a".into())), "{back:?}");
+    assert!(back.contains(&Invalidation::Attributes(InodeNumber(10))), "{back:?}");
+}
+
+#[test]
+fn a_listing_knows_which_names_are_absent() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(1));
+    known.learn_listing(ticket, DIR, vec![entry("b", 3), entry("a", 2)], now);
+    assert_eq!(known.name(DIR, b"b", now).unwrap().0.unwrap().inode.0, 3);
+    assert!(known.name(DIR, b"c", now).unwrap().0.is_none());
+    known.changed(Revision(2), &change(1, "c"));
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "c".into())));
+    assert_eq!(known.name(DIR, b"c", now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn changes_that_are_forgotten_still_judge_old_answers() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.changed(Revision(6), &change(77, ""));
+    for revision in 0..CHANGES_REMEMBERED as u64 {
+        known.changed(Revision(7 + revision), &change(1_000 + revision, ""));
+    }
+    assert_eq!(known.learn_node(ticket, file(77), now), Trust::For(Duration::ZERO));
+}

@@ -1,0 +1,226 @@
+//! The file system: what each operation of the kernel means, with no kernel in sight.
+//!
+//! Not here: the kernel's protocol (`fuse.rs`), and how bytes are fetched and kept (`read`). Inode numbers
+//! are those of the catalog. Every operation ends: what asks the tracker or the swarm has a deadline.
+//!
+//! Invariant: what the kernel may keep for long is taken back when the tracker says that it changed; when
+//! the tracker cannot say so, the kernel keeps nothing for more than a second.
+
+pub mod catalog;
+pub mod content;
+pub mod counters;
+pub mod invalidation;
+pub mod known;
+pub mod node;
+pub mod open_files;
+
+mod attributes;
+mod directories;
+mod reading;
+mod siblings;
+mod watch;
+mod xattr;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use swarm_proto::{InodeNumber, Manifest, ManifestDigest, v1};
+use swarm_seeder::swarm::Locator;
+use swarm_seeder::tracker_client::TrackerError;
+use tokio_util::task::TaskTracker;
+
+use crate::errno::{self, Errno};
+use catalog::Catalog;
+use content::Content;
+use counters::Counters;
+use directories::Directories;
+use invalidation::{Invalidation, Invalidations};
+use known::{Known, Ticket, Trust};
+use node::Node;
+use open_files::OpenFiles;
+use siblings::Siblings;
+
+pub use attributes::Found;
+pub use directories::{Entry, Page};
+pub use reading::Whence;
+pub use xattr::PREFIX as ATTRIBUTE_PREFIX;
+
+/// Names and inodes that are remembered; about 400 bytes each.
+const KNOWN_MOST: usize = 200_000;
+/// Manifests that are remembered; most are one extent long.
+const MANIFESTS_MOST: NonZeroUsize = NonZeroUsize::new(4 * 1024).expect("not zero");
+/// Manifests of more extents are asked for at each open: they would crowd out the others.
+const MANIFEST_EXTENTS_MOST: usize = 16 * 1024;
+
+/// How a [`FileSystem`] behaves.
+#[derive(Debug, Clone)]
+pub struct FileSystemConfig {
+    /// The folder that is shown as the root.
+    pub root: InodeNumber,
+    /// How long the kernel may keep names and attributes while changes are pushed.
+    pub metadata_ttl: Duration,
+    /// How long a question to the tracker may take.
+    pub metadata_timeout: Duration,
+    /// How long a read may take.
+    pub read_timeout: Duration,
+    /// With the tracker away, answer from what was known last.
+    pub offline_ok: bool,
+    /// Why the kernel may not read cache files by itself, if it may not.
+    pub no_passthrough: Option<String>,
+}
+
+/// The kernel, as far as it is told something at once and not through the queue.
+pub trait Kernel: Send + Sync + 'static {
+    /// Forget the attributes of an inode, not its pages. Never waits for a reply of ours.
+    fn forget_attributes(&self, inode: InodeNumber);
+}
+
+/// A mounted swarm, without the kernel's protocol.
+pub struct FileSystem {
+    config: FileSystemConfig,
+    catalog: Arc<dyn Catalog>,
+    content: Arc<dyn Content>,
+    locator: Arc<dyn Locator>,
+    known: Mutex<Known>,
+    manifests: Mutex<LruCache<ManifestDigest, Arc<Manifest>>>,
+    open: OpenFiles,
+    directories: Directories,
+    siblings: Mutex<Siblings>,
+    capacity: Mutex<Option<(Instant, v1::StatFsReply)>>,
+    invalidations: Invalidations,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+    counters: Counters,
+    /// The tracker did not answer the watch.
+    away: AtomicBool,
+    tasks: TaskTracker,
+}
+
+impl FileSystem {
+    /// A file system over a catalog and a source of bytes.
+    pub fn new(
+        config: FileSystemConfig,
+        catalog: Arc<dyn Catalog>,
+        content: Arc<dyn Content>,
+        locator: Arc<dyn Locator>,
+        invalidations: Invalidations,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            known: Mutex::new(Known::new(config.metadata_ttl, KNOWN_MOST)),
+            manifests: Mutex::new(LruCache::new(MANIFESTS_MOST)),
+            open: OpenFiles::new(config.no_passthrough.clone()),
+            directories: Directories::default(),
+            siblings: Mutex::new(Siblings::new()),
+            capacity: Mutex::new(None),
+            kernel: OnceLock::new(),
+            counters: Counters::new(),
+            away: AtomicBool::new(false),
+            config,
+            catalog,
+            content,
+            locator,
+            invalidations,
+            tasks,
+        }
+    }
+
+    /// From now on the kernel can be told things at once.
+    pub fn attach(&self, kernel: Arc<dyn Kernel>) {
+        // A second kernel cannot be: a file system is mounted once.
+        drop(self.kernel.set(kernel));
+    }
+
+    /// How it behaves.
+    pub fn config(&self) -> &FileSystemConfig {
+        &self.config
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Whether the tracker pushes changes.
+    pub fn is_live(&self) -> bool {
+        self.known.lock().is_live()
+    }
+
+    /// Files that are open.
+    pub fn open_handles(&self) -> usize {
+        self.open.count()
+    }
+
+    /// Why the kernel does not read complete cache files by itself; none while it does.
+    pub fn no_passthrough(&self) -> Option<String> {
+        self.open.no_passthrough()
+    }
+
+    /// The kernel may not read cache files by itself, and why.
+    pub fn forbid_passthrough(&self, reason: &str) {
+        self.open.forbid_passthrough(reason);
+    }
+
+    /// Change what is known, and have the kernel forget what follows from it.
+    fn learn<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = self.known.lock();
+        let outcome = change(&mut known);
+        // Sent under the lock: nobody learns something newer before the older is taken back.
+        self.invalidations.send(known.take_back());
+        outcome
+    }
+
+    fn ticket(&self) -> Ticket {
+        self.known.lock().ticket(self.catalog.newest())
+    }
+
+    /// Whether to answer from what was known last without asking.
+    fn is_offline(&self) -> bool {
+        self.config.offline_ok && self.away.load(Ordering::Relaxed)
+    }
+
+    /// What a failed question means: the answer known last, where that is allowed, or an error.
+    fn or_last<T>(&self, error: TrackerError, last: impl FnOnce() -> Option<T>) -> Result<T, Errno> {
+        let fallback = match &error {
+            TrackerError::Unreachable { .. } if self.config.offline_ok => last(),
+            _ => None,
+        };
+        fallback.ok_or_else(|| {
+            tracing::debug!(%error, "ask the tracker");
+            errno::of_tracker(&error)
+        })
+    }
+
+    fn forget_attributes_now(&self, inode: InodeNumber) {
+        match self.kernel.get() {
+            Some(kernel) => kernel.forget_attributes(inode),
+            None => self.invalidations.send([Invalidation::Attributes(inode)]),
+        }
+    }
+}
+
+/// How long the kernel may keep an answer; what was right only once is answered again at once.
+fn kernel_may_keep(trust: Trust) -> Duration {
+    match trust {
+        Trust::For(time) => time,
+        Trust::Once => Duration::ZERO,
+    }
+}
+
+/// Whether an answer may be given without asking again.
+fn is_good(trust: Trust) -> bool {
+    matches!(trust, Trust::For(time) if !time.is_zero())
+}
+
+/// Two records of one inode, of which the kernel must not go on showing the older.
+fn differ(one: &Node, other: &Node) -> bool {
+    one.version != other.version || one.size != other.size || one.modified_ns != other.modified_ns
+}

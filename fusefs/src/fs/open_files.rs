@@ -1,0 +1,282 @@
+//! The files that are open, and what the kernel may do with their pages.
+//!
+//! Invariants:
+//! * while any handle of an inode is open, the kernel has at most one backing file for it, and either
+//!   passes reads through to that or caches pages, never both (it would refuse with EIO);
+//! * all handles of an inode read the newest version that was opened on this mount, except those that
+//!   the kernel passes through, which stay with theirs;
+//! * an open keeps the pages that the kernel has only if they are of the very version it opens.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use swarm_proto::InodeNumber;
+
+use super::content::{OpenContent, Version};
+use super::node::Node;
+
+/// Inodes of whose pages the version is remembered; for others an open drops them.
+const PAGES_REMEMBERED: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
+
+/// What the kernel holds of a backing file; it ends when this is dropped.
+pub type Backing = Arc<dyn Any + Send + Sync>;
+
+/// How the kernel reads through a handle.
+#[derive(Clone)]
+pub enum Mode {
+    /// Through its page cache.
+    Cached {
+        /// The pages that it has are of this version.
+        keep_pages: bool,
+    },
+    /// From the backing file, with no daemon in the way.
+    Passthrough(Backing),
+    /// Each read comes to the daemon: the inode's backing file is an older version. Such a handle cannot
+    /// be mapped (ENODEV), where passing it through would map the older version.
+    Direct,
+}
+
+/// An open file.
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// What the kernel may do.
+    pub mode: Mode,
+    /// Attributes that the kernel has are of another version.
+    pub attributes_changed: bool,
+}
+
+/// What to read through a handle.
+pub enum Reading {
+    /// This.
+    Content(Arc<dyn OpenContent>),
+    /// A newer version was opened since: open that and [`OpenFiles::renew`].
+    Renew {
+        /// Which.
+        version: Version,
+        /// Its number.
+        number: u64,
+    },
+}
+
+struct OpenInode {
+    node: Arc<Node>,
+    version: Version,
+    handles: usize,
+    cached: usize,
+    passthrough: Option<Passthrough>,
+}
+
+struct Passthrough {
+    backing: Backing,
+    version: u64,
+    handles: usize,
+}
+
+struct Handle {
+    inode: InodeNumber,
+    content: Arc<dyn OpenContent>,
+    version: u64,
+    how: How,
+}
+
+enum How {
+    Cached,
+    Passthrough,
+    Direct,
+}
+
+/// All open files of a mount.
+pub struct OpenFiles {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    inodes: HashMap<InodeNumber, OpenInode>,
+    handles: HashMap<u64, Handle>,
+    next_handle: u64,
+    pages: LruCache<InodeNumber, u64>,
+    /// Why the kernel may not pass reads through; none while it may.
+    no_passthrough: Option<String>,
+}
+
+impl OpenFiles {
+    /// None open. `no_passthrough`: why the kernel may not read cache files by itself, if it may not.
+    pub fn new(no_passthrough: Option<String>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                inodes: HashMap::new(),
+                handles: HashMap::new(),
+                next_handle: 1,
+                pages: LruCache::new(PAGES_REMEMBERED),
+                no_passthrough,
+            }),
+        }
+    }
+
+    /// Open a file at the version that is current.
+    ///
+    /// Shape: `back` gives a complete cache file to the kernel; if it refuses, pages are cached, and it is
+    ///        not asked again.
+    pub fn open(
+        &self,
+        node: Arc<Node>,
+        version: Version,
+        content: Arc<dyn OpenContent>,
+        back: impl FnOnce(&File) -> io::Result<Backing>,
+    ) -> Opened {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let inode = node.inode;
+        let number = node.version;
+        let entry = inner.inodes.entry(inode).or_insert_with(|| OpenInode {
+            node: node.clone(),
+            version: version.clone(),
+            handles: 0,
+            cached: 0,
+            passthrough: None,
+        });
+        let attributes_changed = entry.handles > 0 && entry.node.version < number;
+        if entry.node.version <= number {
+            entry.node = node;
+            entry.version = version;
+        }
+        // Where a newer version was opened meanwhile, the first read renews this handle.
+        let newest = entry.node.version;
+        let how = match &mut entry.passthrough {
+            Some(passthrough) if passthrough.version == newest && number == newest => How::Passthrough,
+            Some(_) => How::Direct,
+            None if entry.cached > 0 || number != newest || inner.no_passthrough.is_some() => How::Cached,
+            None => match content.complete_file().map(|file| back(&file)) {
+                None => How::Cached,
+                Some(Ok(backing)) => {
+                    entry.passthrough = Some(Passthrough { backing, version: number, handles: 0 });
+                    How::Passthrough
+                }
+                Some(Err(error)) => {
+                    let reason = why_refused(&error);
+                    tracing::info!(reason, "the kernel does not read cache files by itself");
+                    inner.no_passthrough = Some(reason);
+                    How::Cached
+                }
+            },
+        };
+        entry.handles += 1;
+        let mode = match (&how, &mut entry.passthrough) {
+            (How::Passthrough, Some(passthrough)) => {
+                passthrough.handles += 1;
+                Mode::Passthrough(passthrough.backing.clone())
+            }
+            (How::Cached, _) => {
+                entry.cached += 1;
+                Mode::Cached { keep_pages: inner.pages.put(inode, newest) == Some(newest) }
+            }
+            _ => Mode::Direct,
+        };
+        let handle = inner.next_handle;
+        inner.next_handle += 1;
+        inner.handles.insert(handle, Handle { inode, content, version: number, how });
+        Opened { handle, mode, attributes_changed }
+    }
+
+    /// What to read through a handle; none if there is no such handle.
+    pub fn reading(&self, handle: u64) -> Option<Reading> {
+        let inner = self.inner.lock();
+        let open = inner.handles.get(&handle)?;
+        let entry = inner.inodes.get(&open.inode)?;
+        Some(match open.version == entry.node.version {
+            true => Reading::Content(open.content.clone()),
+            false => Reading::Renew { version: entry.version.clone(), number: entry.node.version },
+        })
+    }
+
+    /// From now on the handle reads `content`, which is version `number`.
+    pub fn renew(&self, handle: u64, content: Arc<dyn OpenContent>, number: u64) {
+        if let Some(open) = self.inner.lock().handles.get_mut(&handle)
+            && open.version < number
+        {
+            open.version = number;
+            open.content = content;
+        }
+    }
+
+    /// What is open of an inode: its attributes and content as the handles see them.
+    pub fn opened(&self, inode: InodeNumber) -> Option<(Arc<Node>, Version)> {
+        self.inner.lock().inodes.get(&inode).map(|entry| (entry.node.clone(), entry.version.clone()))
+    }
+
+    /// An inode as a process on this mount shall see it: while it is open, with the size and times of the
+    /// version that is read, so that the kernel does not cut or stretch what it reads.
+    pub fn as_seen(&self, node: Arc<Node>) -> Arc<Node> {
+        match self.inner.lock().inodes.get(&node.inode) {
+            Some(entry) if entry.node.version != node.version => {
+                let opened = &entry.node;
+                Arc::new(Node {
+                    size: opened.size,
+                    modified_ns: opened.modified_ns,
+                    content: opened.content,
+                    version: opened.version,
+                    ..(*node).clone()
+                })
+            }
+            _ => node,
+        }
+    }
+
+    /// Close a handle; the inode and the version that was read if it was its last one.
+    pub fn release(&self, handle: u64) -> Option<Arc<Node>> {
+        let mut inner = self.inner.lock();
+        let open = inner.handles.remove(&handle)?;
+        let entry = inner.inodes.get_mut(&open.inode)?;
+        entry.handles -= 1;
+        match open.how {
+            How::Cached => entry.cached -= 1,
+            How::Direct => {}
+            How::Passthrough => {
+                if let Some(passthrough) = &mut entry.passthrough {
+                    passthrough.handles -= 1;
+                    if passthrough.handles == 0 {
+                        entry.passthrough = None;
+                    }
+                }
+            }
+        }
+        match entry.handles {
+            0 => inner.inodes.remove(&open.inode).map(|entry| entry.node),
+            _ => None,
+        }
+    }
+
+    /// Handles that are open.
+    pub fn count(&self) -> usize {
+        self.inner.lock().handles.len()
+    }
+
+    /// The kernel may not read cache files by itself; the first reason stays.
+    pub fn forbid_passthrough(&self, reason: &str) {
+        self.inner.lock().no_passthrough.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Why the kernel does not read cache files by itself; none while it does.
+    pub fn no_passthrough(&self) -> Option<String> {
+        self.inner.lock().no_passthrough.clone()
+    }
+}
+
+fn why_refused(error: &io::Error) -> String {
+    match error.raw_os_error().map(crate::errno::Errno::from_raw_os_error) {
+        Some(crate::errno::Errno::PERM) => "the kernel allows it only to root (CAP_SYS_ADMIN)".to_owned(),
+        Some(crate::errno::Errno::LOOP) => "the cache lies on a stacked file system (overlayfs)".to_owned(),
+        Some(crate::errno::Errno::OPNOTSUPP | crate::errno::Errno::NOTTY) => "the kernel cannot do it".to_owned(),
+        _ => format!("the kernel refused a cache file: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use swarm_proto::Manifest;
+
+use super::*;
+use crate::errno::Errno;
+use crate::fs::node::Kind;
+
+struct Whole(bool);
+
+impl OpenContent for Whole {
+    fn read(&self, _: u64, _: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
+        Box::pin(async { Ok(Bytes::new()) })
+    }
+    fn complete_file(&self) -> Option<Arc<File>> {
+        self.0.then(|| Arc::new(tempfile::tempfile().unwrap()))
+    }
+}
+
+fn node(version: u64) -> Arc<Node> {
+    Arc::new(Node {
+        inode: InodeNumber(7),
+        kind: Kind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        size: version * 100,
+        links: 1,
+        modified_ns: 0,
+        changed_ns: 0,
+        created_ns: 0,
+        content: None,
+        target: Bytes::new(),
+        version,
+    })
+}
+
+fn open(files: &OpenFiles, version: u64, whole: bool) -> Opened {
+    let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    files.open(node(version), content, Arc::new(Whole(whole)), |_| Ok(Arc::new(version)))
+}
+
+fn backing(opened: &Opened) -> Option<u64> {
+    match &opened.mode {
+        Mode::Passthrough(backing) => backing.downcast_ref().copied(),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_whole_file_is_passed_through_with_one_backing_for_all_its_handles() {
+    let files = OpenFiles::new(None);
+    let first = open(&files, 1, true);
+    let second = open(&files, 1, false);
+    assert_eq!((backing(&first), backing(&second)), (Some(1), Some(1)));
+}
+
+#[test]
+fn a_file_that_becomes_whole_while_its_pages_are_cached_is_not_passed_through() {
+    let files = OpenFiles::new(None);
+    let first = open(&files, 1, false);
+    assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
+    files.release(first.handle);
+    assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }), "one handle is still open");
+}
+
+#[test]
+fn a_newer_version_beside_a_passed_through_one_reads_through_the_daemon() {
+    let files = OpenFiles::new(None);
+    let old = open(&files, 1, true);
+    let new = open(&files, 2, true);
+    assert!(matches!(new.mode, Mode::Direct));
+    assert!(new.attributes_changed);
+    files.release(old.handle);
+    assert_eq!(backing(&open(&files, 2, true)), Some(2), "the old backing is gone");
+}
+
+#[test]
+fn pages_are_kept_only_for_the_version_that_filled_them() {
+    let files = OpenFiles::new(None);
+    let keeps = |opened: &Opened| matches!(opened.mode, Mode::Cached { keep_pages: true });
+    let first = open(&files, 1, false);
+    assert!(!keeps(&first));
+    files.release(first.handle);
+    let second = open(&files, 1, false);
+    assert!(keeps(&second));
+    assert!(!keeps(&open(&files, 2, false)));
+    assert!(keeps(&open(&files, 2, false)));
+}
+
+#[test]
+fn an_older_handle_reads_the_newer_version_once_it_is_opened() {
+    let files = OpenFiles::new(None);
+    let old = open(&files, 1, false);
+    assert!(matches!(files.reading(old.handle), Some(Reading::Content(_))));
+    open(&files, 2, false);
+    let Some(Reading::Renew { number, .. }) = files.reading(old.handle) else { panic!("must renew") };
+    assert_eq!(number, 2);
+    files.renew(old.handle, Arc::new(Whole(false)), number);
+    assert!(matches!(files.reading(old.handle), Some(Reading::Content(_))));
+}
+
+#[test]
+fn an_answer_that_came_late_does_not_bring_an_older_version_back() {
+    let files = OpenFiles::new(None);
+    open(&files, 2, false);
+    let late = open(&files, 1, true);
+    assert!(matches!(files.reading(late.handle), Some(Reading::Renew { number: 2, .. })));
+    assert_eq!(files.opened(InodeNumber(7)).unwrap().0.version, 2);
+}
+
+#[test]
+fn while_a_file_is_open_its_size_is_that_of_the_version_read() {
+    let files = OpenFiles::new(None);
+    let handle = open(&files, 1, false).handle;
+    assert_eq!(files.as_seen(node(2)).size, 100);
+    assert_eq!(files.release(handle).unwrap().version, 1);
+    assert_eq!(files.as_seen(node(2)).size, 200);
+}
+
+#[test]
+fn a_kernel_that_refuses_a_backing_file_is_not_asked_again() {
+    let files = OpenFiles::new(None);
+    let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let opened = files.open(node(1), content, Arc::new(Whole(true)), |_| Err(io::Error::from_raw_os_error(1)));
+    assert!(matches!(opened.mode, Mode::Cached { .. }));
+    assert!(files.no_passthrough().unwrap().contains("root"));
+    files.release(opened.handle);
+    assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
+}

@@ -1,0 +1,253 @@
+//! Opening, reading and closing files.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use swarm_proto::{Extent, InodeNumber, Manifest, ManifestDigest};
+
+use super::content::Version;
+use super::invalidation::Invalidation;
+use super::known::Trust;
+use super::node::{Kind, Node};
+use super::open_files::{Backing, Mode, Opened, Reading};
+use super::siblings::Siblings;
+use super::{FileSystem, MANIFEST_EXTENTS_MOST, differ};
+use crate::errno::{self, Errno};
+
+/// Largest file that is fetched ahead of a walk.
+const WALK_FILE_BYTES_MOST: u64 = 1024 * 1024;
+/// Bytes that are fetched ahead of a walk at once.
+const WALK_BYTES_MOST: u64 = 32 * 1024 * 1024;
+
+/// What a seek looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whence {
+    /// The next byte that is stored.
+    Data,
+    /// The next byte of a hole; the end of a file is one.
+    Hole,
+}
+
+impl FileSystem {
+    /// Open a file for reading, at the version that is current in the whole swarm.
+    ///
+    /// Shape:  `back` gives a complete cache file to the kernel to read by itself.
+    /// Errors: [`Errno::STALE`] if the inode is gone: the kernel looks its name up again.
+    pub async fn open(
+        self: &Arc<Self>,
+        inode: InodeNumber,
+        back: impl FnOnce(&File) -> io::Result<Backing> + Send,
+    ) -> Result<Opened, Errno> {
+        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        let (node, version) = self.current(inode).await?;
+        let content = self.content.open(&version);
+        let opened = self.open.open(node.clone(), version, content, back);
+        // Before the caller goes on, so that it never reads the new bytes within the old size.
+        if opened.attributes_changed || shown.is_some_and(|shown| differ(&shown, &node)) {
+            self.forget_attributes_now(inode);
+        }
+        let mode = match opened.mode {
+            Mode::Cached { .. } => "cached",
+            Mode::Passthrough(_) => "passthrough",
+            Mode::Direct => "direct",
+        };
+        self.counters.opens.with_label_values(&[mode]).inc();
+        self.follow_walk(inode);
+        Ok(opened)
+    }
+
+    /// Bytes of an open file; fewer than `length` only at its end.
+    pub async fn read(&self, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
+        let deadline = Instant::now() + self.config.read_timeout;
+        let content = match self.open.reading(handle).ok_or(Errno::BADF)? {
+            Reading::Content(content) => content,
+            Reading::Renew { version, number } => {
+                let content = self.content.open(&version);
+                self.open.renew(handle, content.clone(), number);
+                content
+            }
+        };
+        let bytes = content.read(offset, length, deadline).await?;
+        self.counters.reads.inc();
+        self.counters.read_bytes.inc_by(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    /// Close a file.
+    pub fn release(&self, handle: u64) {
+        let Some(read) = self.open.release(handle) else { return };
+        let known = self.known.lock().node(read.inode, Instant::now());
+        // While it was open the kernel was shown the size of the version that was read.
+        if known.is_none_or(|(known, _)| differ(&known, &read)) {
+            self.invalidations.send([Invalidation::Attributes(read.inode)]);
+        }
+    }
+
+    /// The next data or hole from `offset` on.
+    ///
+    /// Errors: [`Errno::NXIO`] past the end, and if there is no more data.
+    pub async fn seek(&self, inode: InodeNumber, offset: u64, whence: Whence) -> Result<u64, Errno> {
+        let version = match self.open.opened(inode) {
+            Some((_, version)) => version,
+            None => self.current(inode).await?.1,
+        };
+        seek(&version.manifest, offset, whence).ok_or(Errno::NXIO)
+    }
+
+    /// An inode as it is now in the whole swarm, and its content.
+    async fn current(&self, inode: InodeNumber) -> Result<(Arc<Node>, Version), Errno> {
+        let last = || self.known.lock().node(inode, Instant::now()).map(|(node, _)| (node, None));
+        let ticket = self.ticket();
+        let asked = match self.is_offline().then(last).flatten() {
+            Some(last) => last,
+            None => {
+                self.counters.asked("open");
+                match self.catalog.current(inode).await {
+                    Ok(Some((node, manifest))) => {
+                        let node = Arc::new(node);
+                        self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+                        (node, manifest)
+                    }
+                    Ok(None) => return Err(Errno::STALE),
+                    Err(error) => self.or_last(error, last)?,
+                }
+            }
+        };
+        let (node, manifest) = asked;
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        let version = self.version_of(&node, manifest).await?;
+        Ok((node, version))
+    }
+
+    /// The content of a file, of which the manifest may have come with the inode.
+    pub(super) async fn version_of(&self, node: &Node, sent: Option<Arc<Manifest>>) -> Result<Version, Errno> {
+        let Some(digest) = node.content else {
+            return Ok(Version { digest: None, manifest: Arc::new(Manifest::default()) });
+        };
+        let remembered = self.manifests.lock().get(&digest).cloned();
+        let manifest = match remembered.or(sent) {
+            Some(manifest) => manifest,
+            None => {
+                self.counters.asked("manifest");
+                self.catalog.manifest(digest).await.map_err(|error| {
+                    tracing::warn!(%error, inode = %node.inode, "load manifest");
+                    errno::of_tracker(&error)
+                })?
+            }
+        };
+        if manifest.size() != node.size {
+            tracing::error!(inode = %node.inode, "the catalog's size of a file is not that of its manifest");
+            return Err(Errno::IO);
+        }
+        self.remember(digest, &manifest);
+        Ok(Version { digest: Some(digest), manifest })
+    }
+
+    fn remember(&self, digest: ManifestDigest, manifest: &Arc<Manifest>) {
+        if manifest.extents().len() <= MANIFEST_EXTENTS_MOST {
+            self.manifests.lock().put(digest, manifest.clone());
+        }
+    }
+
+    /// If the files of a directory are opened one after the other, have the next ones fetched.
+    fn follow_walk(self: &Arc<Self>, inode: InodeNumber) {
+        let listing = {
+            let mut known = self.known.lock();
+            let Some(parent) = known.parent_of(inode) else { return };
+            let Some((listing, Trust::For(_))) = known.listing(parent, Instant::now()) else { return };
+            listing
+        };
+        let next = Siblings::opened(&mut self.siblings.lock(), &listing, inode);
+        let mut bytes = 0;
+        let next: Vec<Arc<Node>> = next
+            .into_iter()
+            .map(|index| listing.entries[index].1.clone())
+            .filter(|node| node.kind == Kind::File && (1..=WALK_FILE_BYTES_MOST).contains(&node.size))
+            .take_while(|node| {
+                bytes += node.size;
+                bytes <= WALK_BYTES_MOST
+            })
+            .collect();
+        if !next.is_empty() {
+            let this = self.clone();
+            self.tasks.spawn(async move { this.prefetch(next).await });
+        }
+    }
+
+    /// Manifests of all these in one question, then their bytes.
+    async fn prefetch(&self, nodes: Vec<Arc<Node>>) {
+        let digests: Vec<ManifestDigest> = nodes.iter().filter_map(|node| node.content).collect();
+        let unknown: Vec<ManifestDigest> = {
+            let manifests = self.manifests.lock();
+            digests.iter().copied().filter(|digest| !manifests.contains(digest)).collect()
+        };
+        if !unknown.is_empty() {
+            self.counters.asked("manifests");
+            let asked = self.catalog.manifests(unknown.clone());
+            let Ok(Ok(found)) = tokio::time::timeout(self.config.metadata_timeout, asked).await else { return };
+            for (digest, manifest) in unknown.into_iter().zip(found) {
+                if let Some(manifest) = manifest {
+                    self.remember(digest, &manifest);
+                }
+            }
+        }
+        let versions: Vec<Version> = {
+            let mut manifests = self.manifests.lock();
+            let version = |digest: ManifestDigest| {
+                let manifest = manifests.get(&digest)?.clone();
+                Some(Version { digest: Some(digest), manifest })
+            };
+            digests.into_iter().filter_map(version).collect()
+        };
+        self.counters.prefetched_files.inc_by(versions.len() as u64);
+        self.content.prefetch(versions);
+    }
+}
+
+fn seek(manifest: &Manifest, offset: u64, whence: Whence) -> Option<u64> {
+    if offset >= manifest.size() {
+        return None;
+    }
+    let wanted = |extent: &Extent| matches!(extent, Extent::Data { .. }) == (whence == Whence::Data);
+    let mut start = 0;
+    for extent in manifest.extents() {
+        let end = start + extent.length();
+        if end > offset && wanted(extent) {
+            return Some(start.max(offset));
+        }
+        start = end;
+    }
+    // The end of a file is a hole.
+    (whence == Whence::Hole).then_some(manifest.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_proto::{Segment, SegmentId};
+
+    #[test]
+    fn seeks_find_data_and_holes_and_the_end() {
+        let data = Extent::whole(Segment { id: SegmentId::new([1; 32]), length: 100 });
+        let manifest = Manifest::new(vec![data, Extent::Hole { length: 50 }, data, data]).unwrap();
+        let at = |offset, whence| seek(&manifest, offset, whence);
+        assert_eq!(at(0, Whence::Data), Some(0));
+        assert_eq!(at(30, Whence::Hole), Some(100));
+        assert_eq!(at(120, Whence::Hole), Some(120));
+        assert_eq!(at(120, Whence::Data), Some(150));
+        assert_eq!(at(160, Whence::Hole), Some(350));
+        assert_eq!(at(349, Whence::Data), Some(349));
+        assert_eq!(at(350, Whence::Data), None);
+        assert_eq!(at(350, Whence::Hole), None);
+        let sparse = Manifest::new(vec![Extent::Hole { length: 50 }]).unwrap();
+        assert_eq!(seek(&sparse, 0, Whence::Data), None);
+        assert_eq!(seek(&sparse, 0, Whence::Hole), Some(0));
+    }
+}

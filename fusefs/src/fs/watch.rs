@@ -1,0 +1,76 @@
+//! Follows what changes in the catalog, so that the kernel may keep what does not.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use swarm_proto::{Revision, v1};
+use tokio_util::sync::CancellationToken;
+
+use super::FileSystem;
+use super::catalog::Changes;
+
+/// First and longest pause before the stream is opened again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+impl FileSystem {
+    /// Follow changes until `stop`. One such task runs for a mount.
+    pub async fn follow_changes(&self, stop: CancellationToken) {
+        let followed = async {
+            let mut pause = PAUSES.0;
+            loop {
+                let asked = self.catalog.watch(self.catalog.newest());
+                match tokio::time::timeout(self.config.metadata_timeout, asked).await {
+                    Ok(Ok(changes)) => {
+                        pause = PAUSES.0;
+                        self.follow(changes).await;
+                    }
+                    Ok(Err(error)) => self.gone(&error.to_string()),
+                    Err(_) => self.gone("no answer in time"),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        };
+        tokio::select! {
+            () = followed => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn follow(&self, mut changes: Changes) {
+        tracing::debug!("changes are pushed");
+        self.away.store(false, Ordering::Relaxed);
+        self.learn(super::Known::begin);
+        self.counters.live.set(1);
+        let reason = loop {
+            match changes.next().await {
+                Some(Ok(reply)) => self.apply(&reply),
+                Some(Err(error)) => break error.to_string(),
+                None => break "the tracker ended it".to_owned(),
+            }
+        };
+        self.counters.live.set(0);
+        self.learn(super::Known::lost);
+        tracing::warn!(reason, "changes are no longer pushed: names and attributes are asked for again each second");
+    }
+
+    fn apply(&self, reply: &v1::WatchReply) {
+        let revision = Revision(reply.revision);
+        self.catalog.saw(revision);
+        self.learn(|known| {
+            if reply.reset {
+                known.reset();
+            }
+            for change in &reply.changes {
+                known.changed(revision, change);
+            }
+        });
+    }
+
+    fn gone(&self, reason: &str) {
+        if !self.away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(reason, "the tracker is away");
+        }
+    }
+}

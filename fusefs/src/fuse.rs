@@ -1,0 +1,465 @@
+//! The kernel's protocol: decode, call `fs`, reply. This module alone knows `fuser`.
+//!
+//! What can be answered from memory is answered on the kernel's thread; everything else moves into a task
+//! and has a deadline, so no call blocks these threads and every call ends.
+
+mod convert;
+mod session;
+
+pub use session::{Session, SessionConfig};
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::errno::Errno;
+use crate::fs::open_files::{Backing, Mode};
+use crate::fs::{FileSystem, Found, Page, Whence};
+use convert::{GENERATION, Numbers, errno, file_type};
+
+/// Requests of the kernel's readahead that wait for us at once.
+const MAX_BACKGROUND: u16 = 64;
+/// Longest request: more the kernel does not send.
+const MAX_REQUEST_BYTES: u32 = 1024 * 1024;
+/// Given to a task beyond the deadline of what it does, so that its own error is the one that is seen.
+const GRACE: Duration = Duration::from_millis(500);
+/// Block in which `df` counts.
+const CAPACITY_BLOCK: u64 = 64 * 1024;
+
+/// The operations of one mount.
+struct Operations {
+    fs: Arc<FileSystem>,
+    numbers: Numbers,
+    runtime: Handle,
+    tasks: TaskTracker,
+}
+
+impl Operations {
+    /// Do `work` in a task, for at most `limit`, and `reply`.
+    fn answer<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
+    ) {
+        let failures = self.fs.counters().failures.clone();
+        let task = async move {
+            let outcome = tokio::time::timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
+            if let Err(error) = &outcome
+                && !matches!(*error, Errno::NOENT | Errno::NODATA | Errno::STALE | Errno::NXIO)
+            {
+                failures.with_label_values(&[operation]).inc();
+            }
+            reply(outcome.map_err(errno));
+        };
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    fn metadata_limit(&self) -> Duration {
+        self.fs.config().metadata_timeout
+    }
+
+    fn entry(numbers: Numbers, found: Result<Found, fuser::Errno>, reply: ReplyEntry) {
+        match found {
+            Ok(Found { node: Some(node), keep }) => reply.entry(&keep, &numbers.attributes(&node), GENERATION),
+            // Inode 0: there is no such name, and the kernel may remember that.
+            Ok(Found { node: None, keep }) => reply.entry(&keep, &convert::absent(), GENERATION),
+            Err(error) => reply.error(error),
+        }
+    }
+}
+
+impl Filesystem for Operations {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_ASYNC_DIO;
+        for flag in wanted.iter() {
+            // An older kernel lacks some: all of them only make things fast.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_write(MAX_REQUEST_BYTES);
+        if let Err(most) = config.set_max_readahead(MAX_REQUEST_BYTES) {
+            let _ = config.set_max_readahead(most);
+        }
+        match config.add_capabilities(InitFlags::FUSE_PASSTHROUGH) {
+            Ok(()) => {
+                let _ = config.set_max_stack_depth(1);
+            }
+            Err(_) => self.fs.forbid_passthrough("the kernel cannot do it (it is older than 6.9)"),
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (numbers, parent) = (self.numbers, self.numbers.to_catalog(parent));
+        if let Some(found) = self.fs.lookup_known(parent, name.as_bytes()) {
+            return Self::entry(numbers, found.map_err(errno), reply);
+        }
+        let (fs, name) = (self.fs.clone(), Bytes::copy_from_slice(name.as_bytes()));
+        self.answer("lookup", self.metadata_limit(), async move { fs.lookup(parent, name).await }, move |found| {
+            Self::entry(numbers, found, reply);
+        });
+    }
+
+    // Nothing to do: inode numbers are those of the catalog, which are never used again, and what is
+    // remembered of them is bounded by itself.
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let (numbers, inode) = (self.numbers, self.numbers.to_catalog(inode));
+        let answer = move |found: Result<Found, fuser::Errno>| match found {
+            Ok(Found { node: Some(node), keep }) => reply.attr(&keep, &numbers.attributes(&node)),
+            Ok(Found { node: None, .. }) => reply.error(fuser::Errno::ESTALE),
+            Err(error) => reply.error(error),
+        };
+        match self.fs.attributes_known(inode) {
+            Some(found) => answer(Ok(found)),
+            None => {
+                let fs = self.fs.clone();
+                self.answer("getattr", self.metadata_limit(), async move { fs.attributes(inode).await }, answer);
+            }
+        }
+    }
+
+    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        self.answer(
+            "readlink",
+            self.metadata_limit(),
+            async move { fs.link_target(inode).await },
+            |target| match target {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        // A file may need two questions: one for the inode, one for a large manifest.
+        let limit = self.metadata_limit() * 2;
+        let task = async move {
+            let opened = tokio::time::timeout(
+                limit + GRACE,
+                fs.open(inode, |file| Ok(Arc::new(reply.open_backing(file)?) as Backing)),
+            );
+            match opened.await.unwrap_or(Err(Errno::TIMEDOUT)) {
+                Err(error) => {
+                    if error != Errno::STALE {
+                        fs.counters().failures.with_label_values(&["open"]).inc();
+                    }
+                    reply.error(errno(error));
+                }
+                Ok(opened) => {
+                    let handle = FileHandle(opened.handle);
+                    match opened.mode {
+                        Mode::Cached { keep_pages } => {
+                            let keep = if keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                            reply.opened(handle, keep | FopenFlags::FOPEN_NOFLUSH);
+                        }
+                        Mode::Direct => {
+                            reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+                        }
+                        Mode::Passthrough(backing) => {
+                            let backing = backing.downcast_ref::<BackingId>().expect("this module made it");
+                            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, backing);
+                        }
+                    }
+                }
+            }
+        };
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let fs = self.fs.clone();
+        let limit = fs.config().read_timeout;
+        self.answer("read", limit, async move { fs.read(handle.0, offset, size).await }, |bytes| match bytes {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let handle = self.fs.open_directory(self.numbers.to_catalog(inode));
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, cursor: u64, mut reply: ReplyDirectory) {
+        let numbers = self.numbers;
+        let answer = move |page: Result<Page, fuser::Errno>| match page {
+            Ok(page) => {
+                for (next, entry) in page.entries() {
+                    let (inode, name) = numbers.entry(&page, &entry);
+                    if reply.add(inode, next, file_type(entry.kind()), OsStr::from_bytes(name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(error) => reply.error(error),
+        };
+        self.page(handle, cursor, answer);
+    }
+
+    fn readdirplus(&self, _: &Request, _: INodeNo, handle: FileHandle, cursor: u64, mut reply: ReplyDirectoryPlus) {
+        let (numbers, fs) = (self.numbers, self.fs.clone());
+        let answer = move |page: Result<Page, fuser::Errno>| match page {
+            Ok(page) => {
+                for (next, entry) in page.entries() {
+                    let (inode, name) = numbers.entry(&page, &entry);
+                    let (attributes, keep) = match entry {
+                        crate::fs::Entry::Named(name, listed) => {
+                            let (node, keep) = fs.entry_now(page.directory, name, listed);
+                            (numbers.attributes(&node), keep)
+                        }
+                        // The kernel takes only number and kind of these two.
+                        _ => (convert::directory(inode), Duration::ZERO),
+                    };
+                    if reply.add(inode, next, OsStr::from_bytes(name), &keep, &attributes, GENERATION) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(error) => reply.error(error),
+        };
+        self.page(handle, cursor, answer);
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.fs.close_directory(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let fs = self.fs.clone();
+        self.answer("statfs", self.metadata_limit(), async move { fs.capacity().await }, |capacity| match capacity {
+            Ok(capacity) => {
+                let blocks = capacity.capacity_bytes / CAPACITY_BLOCK;
+                let free = capacity.free_bytes / CAPACITY_BLOCK;
+                let block = u32::try_from(CAPACITY_BLOCK).expect("64 KiB");
+                // Inode numbers do not run out: as many as anybody asks for are free.
+                reply.statfs(blocks, free, free, capacity.inodes, u64::from(u32::MAX), block, 255, block);
+            }
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // `ls -l` asks for labels and access lists of every file: those are answered at once.
+        if !name.as_bytes().starts_with(crate::fs::ATTRIBUTE_PREFIX) {
+            return reply.error(errno(Errno::NODATA));
+        }
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        let name = name.to_owned();
+        let work = async move { fs.attribute(inode, name.as_bytes()).await };
+        self.answer("getxattr", self.metadata_limit(), work, move |value| value_reply(value.as_deref(), size, reply));
+    }
+
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        if let Some(names) = fs.attribute_names_known(inode) {
+            return value_reply(Ok(names), size, reply);
+        }
+        let work = async move { fs.attribute_names(inode).await };
+        self.answer("listxattr", self.metadata_limit(), work, move |names| value_reply(names.as_deref(), size, reply));
+    }
+
+    fn lseek(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        let (Ok(offset), Some(whence)) = (u64::try_from(offset), convert::whence(whence)) else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        self.answer("lseek", self.metadata_limit(), async move { seek(&fs, inode, offset, whence).await }, |found| {
+            match found {
+                Ok(offset) => reply.offset(offset),
+                Err(error) => reply.error(error),
+            }
+        });
+    }
+
+    // What follows would change something. The mount itself is read-only, so the kernel refuses first;
+    // these refuse where somebody remounts it.
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+}
+
+impl Operations {
+    /// A page of a directory, at once or from a task.
+    fn page(&self, handle: FileHandle, cursor: u64, answer: impl FnOnce(Result<Page, fuser::Errno>) + Send + 'static) {
+        if let Some(page) = self.fs.page_known(handle.0, cursor) {
+            return answer(Ok(page));
+        }
+        let fs = self.fs.clone();
+        let work = async move { fs.page_at(handle.0, cursor).await };
+        self.answer("readdir", self.metadata_limit(), work, answer);
+    }
+}
+
+async fn seek(fs: &FileSystem, inode: swarm_proto::InodeNumber, offset: u64, whence: Whence) -> Result<i64, Errno> {
+    let found = fs.seek(inode, offset, whence).await?;
+    i64::try_from(found).map_err(|_| Errno::OVERFLOW)
+}
+
+/// As getxattr(2) and listxattr(2) want it: the length for a caller without room, else all of it.
+fn value_reply(value: Result<&[u8], &fuser::Errno>, room: u32, reply: ReplyXattr) {
+    match value {
+        Err(error) => reply.error(*error),
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(length) if room == 0 => reply.size(length),
+            Ok(length) if length <= room => reply.data(value),
+            _ => reply.error(fuser::Errno::ERANGE),
+        },
+    }
+}

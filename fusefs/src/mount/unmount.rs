@@ -1,0 +1,168 @@
+//! Unmounting, by root and by users, also of what its daemon has left behind.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+
+use super::table::{self, MountEntry};
+use crate::errno::Errno;
+
+/// Processes that are named to a person who cannot unmount.
+const USERS_NAMED: usize = 5;
+/// How long a daemon that stops waits for the last user before it detaches the folder.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+const BUSY_POLL: Duration = Duration::from_millis(50);
+
+/// What to do with a mount that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenBusy {
+    /// Leave it, and say who uses it.
+    Refuse,
+    /// Take it out of the tree now; it ends when the last user is gone.
+    Detach,
+}
+
+/// Why a folder was not unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// Nothing of ours is mounted exactly there.
+    #[error("{}: {found}", folder.display())]
+    NotOurs {
+        /// The folder.
+        folder: PathBuf,
+        /// What is there instead.
+        found: String,
+    },
+    /// Somebody uses it.
+    #[error("{} is in use{}", folder.display(), users_text(users))]
+    Busy {
+        /// The folder.
+        folder: PathBuf,
+        /// Who, as far as it can be seen.
+        users: Vec<String>,
+    },
+    /// Somebody else mounted it.
+    #[error("{}: only the user who mounted it, or root, may unmount it", .0.display())]
+    NotAllowed(PathBuf),
+    /// The system refused.
+    #[error("unmount {}: {reason}", folder.display())]
+    Failed {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+fn users_text(users: &[String]) -> String {
+    match users {
+        [] => String::new(),
+        users => format!(" by {}", users.join(", ")),
+    }
+}
+
+/// Unmount one of our mounts.
+pub fn unmount(folder: &Path, when_busy: WhenBusy) -> Result<MountEntry, UnmountError> {
+    let failed = |error: io::Error| UnmountError::Failed { folder: folder.to_owned(), reason: error.to_string() };
+    let not_ours = |found: String| UnmountError::NotOurs { folder: folder.to_owned(), found };
+    let path = table::absolute(folder).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => not_ours("there is no such folder".to_owned()),
+        _ => failed(error),
+    })?;
+    let entry = match table::at(&path).map_err(failed)? {
+        Some(entry) if entry.is_ours() => entry,
+        Some(entry) => return Err(not_ours(format!("a mount of type {}, not of swarmfs", entry.kind))),
+        None => return Err(not_ours("nothing is mounted there".to_owned())),
+    };
+    detach(&path, when_busy)?;
+    Ok(entry)
+}
+
+/// Clear a mount of ours whose daemon is gone; false if there is none.
+///
+/// Errors: it is there and could not be cleared.
+pub(super) fn clear_dead(path: &Path) -> Result<bool, UnmountError> {
+    // Only a dead mount answers so; a living one is not asked anything that could hang.
+    let dead = match rustix::fs::statfs(path) {
+        Err(Errno::NOTCONN) => true,
+        Ok(_) | Err(_) => false,
+    };
+    let ours = || table::at(path).ok().flatten().is_some_and(|entry| entry.is_ours());
+    if !dead || !ours() {
+        return Ok(false);
+    }
+    detach(path, WhenBusy::Detach)?;
+    Ok(true)
+}
+
+/// Unmount what this process mounted as `device`; nothing if it is gone already. Blocks.
+pub(super) fn unmount_own(path: &Path, device: &str) -> Result<(), UnmountError> {
+    let still_ours = || table::at(path).ok().flatten().is_some_and(|entry| entry.device == device);
+    let began = Instant::now();
+    loop {
+        if !still_ours() {
+            return Ok(());
+        }
+        match detach(path, WhenBusy::Refuse) {
+            Err(UnmountError::Busy { users, .. }) if began.elapsed() >= BUSY_PATIENCE => {
+                tracing::warn!(folder = %path.display(), ?users, "still in use: it is taken out of the tree");
+                return detach(path, WhenBusy::Detach);
+            }
+            Err(UnmountError::Busy { .. }) => std::thread::sleep(BUSY_POLL),
+            other => return other,
+        }
+    }
+}
+
+fn detach(path: &Path, when_busy: WhenBusy) -> Result<(), UnmountError> {
+    let busy = || UnmountError::Busy { folder: path.to_owned(), users: table::users_of(path, USERS_NAMED) };
+    let lazily = match when_busy {
+        WhenBusy::Refuse => UnmountFlags::empty(),
+        WhenBusy::Detach => UnmountFlags::DETACH,
+    };
+    match rustix::mount::unmount(path, lazily | UnmountFlags::NOFOLLOW) {
+        Ok(()) => return Ok(()),
+        Err(Errno::BUSY) => return Err(busy()),
+        // A user unmounts with the helper's rights.
+        Err(Errno::PERM) => {}
+        Err(error) => {
+            return Err(UnmountError::Failed { folder: path.to_owned(), reason: io::Error::from(error).to_string() });
+        }
+    }
+    let mut last = "fusermount3 is not installed".to_owned();
+    for helper in ["fusermount3", "fusermount"] {
+        let mut command = Command::new(helper);
+        command.arg("-u").args((when_busy == WhenBusy::Detach).then_some("-z")).arg("--").arg(path);
+        let Ok(output) = command.stdin(Stdio::null()).output() else { continue };
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() {
+            return Ok(());
+        }
+        if said.contains("busy") {
+            return Err(busy());
+        }
+        if said.contains("ermission") || said.contains("not found in") {
+            return Err(UnmountError::NotAllowed(path.to_owned()));
+        }
+        last = said;
+    }
+    Err(UnmountError::Failed { folder: path.to_owned(), reason: last })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ours_is_left_alone_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| unmount(path, WhenBusy::Detach).unwrap_err().to_string();
+        assert!(refused(folder.path()).contains("nothing is mounted there"));
+        assert!(refused(&folder.path().join("none/none")).contains("no such folder"));
+        assert!(refused(Path::new("/proc")).contains("type proc"));
+        assert!(!clear_dead(folder.path()).unwrap());
+    }
+}
