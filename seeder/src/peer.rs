@@ -58,7 +58,7 @@ pub struct PeerConfig {
 
 /// A peer that does not belong to any swarm in particular: a mount.
 pub fn any_swarm() -> Binding {
-    Arc::new(|_| Ok(()))
+    Arc::new(|_| Box::pin(std::future::ready(Ok(()))))
 }
 
 /// Why a peer did not start.

@@ -1,1 +1,49 @@
-fn main() {}
+//! `swarm-tracker`: arguments, build, run, drain.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use swarm_proto::{admin, settings};
+use swarm_tracker::config::Flags;
+use swarm_tracker::{StartError, Tracker, TrackerConfig};
+
+/// As sysexits.h names them.
+const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 69;
+const CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    match run(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            eprintln!("swarm-tracker: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<(), (u8, String)> {
+    let config = TrackerConfig::load(flags, std::env::vars()).map_err(|error| (CONFIG, error.to_string()))?;
+    if flags.print_config {
+        print!("{}", settings::to_toml(&config));
+        return Ok(());
+    }
+    if config.data.is_none() {
+        return Err((USAGE, "no folder for the catalog: give --data DIR, SWARM_DATA, or `data` in a file".to_owned()));
+    }
+    admin::init_log(&config.log, config.log_format).map_err(|error| (CONFIG, error))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| (UNREACHABLE, error.to_string()))?;
+    runtime.block_on(async {
+        let tracker = Tracker::start(config).await.map_err(|error| (code_of(&error), error.to_string()))?;
+        admin::stop_requested().await.map_err(|error| (UNREACHABLE, error.to_string()))?;
+        tracing::info!(how = ?tracker.stop().await, "tracker stopped");
+        Ok(())
+    })
+}
+
+fn code_of(error: &StartError) -> u8 {
+    match error {
+        StartError::Config { .. } => CONFIG,
+        StartError::Bind { .. } | StartError::Internal(_) => UNREACHABLE,
+    }
+}

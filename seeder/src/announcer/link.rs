@@ -153,7 +153,7 @@ impl<S: ChunkStore> Link<'_, S> {
         let Some(Order::Welcome(welcome)) = first else {
             return Err(Ended::Broken("it did not begin with a welcome".to_owned()));
         };
-        self.check(&welcome)?;
+        self.check(&welcome).await?;
         // Subscribed before the inventory is taken: what changes meanwhile is told again.
         let changes = shared.store.changes();
         let mut live = Live { out, orders, changes, pending: Pending::default(), told_used_bytes: 0 };
@@ -168,10 +168,10 @@ impl<S: ChunkStore> Link<'_, S> {
         Ok((live, load_every))
     }
 
-    fn check(&self, welcome: &v1::Welcome) -> Result<(), Ended> {
+    async fn check(&self, welcome: &v1::Welcome) -> Result<(), Ended> {
         let swarm = SwarmId::try_from(welcome.swarm_id.as_ref())
             .map_err(|error| Ended::Broken(format!("its welcome cannot be read: {error}")))?;
-        (self.shared.config.binding)(swarm).map_err(Ended::Refused)?;
+        (self.shared.config.binding)(swarm).await.map_err(Ended::Refused)?;
         self.shared.epoch.fetch_max(welcome.epoch, Ordering::AcqRel);
         Ok(())
     }
@@ -207,7 +207,7 @@ impl<S: ChunkStore> Link<'_, S> {
 
     async fn obey(&self, live: &mut Live, order: Option<Order>) -> Result<(), Ended> {
         match order {
-            Some(Order::Welcome(welcome)) => self.check(&welcome),
+            Some(Order::Welcome(welcome)) => self.check(&welcome).await,
             Some(Order::Refresh(v1::Refresh {})) => self.tell_everything(live).await,
             Some(Order::Verify(verify)) => {
                 match convert::segment_id("verify.segment_id", &verify.segment_id) {

@@ -11,6 +11,7 @@ mod verify;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::future::BoxFuture;
 use swarm_proto::{PeerId, ProcessId, SwarmId};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::tracker_client::TrackerClient;
 const MOST_VERIFY_ORDERS: usize = 1_024;
 
 /// Asked with the id of the swarm that a tracker serves; an error, in words for a person, ends the peer.
-pub type Binding = Arc<dyn Fn(SwarmId) -> Result<(), String> + Send + Sync>;
+pub type Binding = Arc<dyn Fn(SwarmId) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// What a peer says of itself.
 #[derive(Clone)]
@@ -130,3 +131,6 @@ impl Announcer {
         self.links.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

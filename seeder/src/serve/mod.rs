@@ -191,3 +191,6 @@ impl<S: ChunkStore> ChunksCalls for Chunks<S> {
         result.map(Response::new)
     }
 }
+
+#[cfg(test)]
+mod tests;

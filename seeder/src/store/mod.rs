@@ -3,6 +3,8 @@
 //! Invariant of every store: no byte leaves it that was not verified against its segment's tree, and the
 //! tree against the segment's id, when it was read.
 
+pub mod cache;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,16 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use swarm_proto::{ChunkRange, ChunkTree, Presence, Segment, SegmentId};
 use tokio::sync::broadcast;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod disk;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+mod segment_file;
+pub mod sled;
+
+pub use self::sled::{SledStore, StoreConfig};
 
 /// What the segments of a store mean to the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +39,15 @@ pub struct Held {
     pub segment: Segment,
     /// Which chunks of it.
     pub presence: Presence,
+}
+
+/// A segment with chunks that were dropped as corrupt and are not mended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// The segment.
+    pub segment: Segment,
+    /// What it lacks, in order; may be all of it.
+    pub lost: Vec<ChunkRange>,
 }
 
 /// How full a store is.
@@ -87,6 +108,14 @@ pub enum StoreError {
     /// The folder is not a usable store; says what to do.
     #[error("{0}")]
     Unusable(String),
+}
+
+/// The error of an operation on the disk or the database; a full disk is [`StoreError::Full`].
+fn failed(doing: &'static str) -> impl Fn(std::io::Error) -> StoreError {
+    move |source| match disk::is_full(&source) {
+        true => StoreError::Full,
+        false => StoreError::Io { doing, source: Arc::new(source) },
+    }
 }
 
 /// A store that serves chunks.
@@ -153,6 +182,11 @@ pub trait ReplicaSink: Send + Sync + 'static {
 
     /// Raise all that was acknowledged so far to [`AckLevel::Fsync`].
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Segments with chunks that were dropped as corrupt: what to [`Self::mend`]. From memory.
+    fn damaged(&self) -> Vec<Damaged> {
+        Vec::new()
+    }
 }
 
 /// Takes the bytes of one segment, in order. Dropping it without a commit leaves nothing behind.

@@ -6,6 +6,7 @@
 mod config;
 mod fetcher;
 mod stats;
+pub mod upload;
 
 pub use config::{BanRules, SwarmConfig};
 pub use fetcher::Swarm;

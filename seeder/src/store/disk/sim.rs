@@ -1,0 +1,1 @@
+//! A disk that can fail.

@@ -1,0 +1,121 @@
+//! One connection to each seeder, and who of them is not to be used for now.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use swarm_proto::v1::chunks_client::ChunksClient;
+use swarm_proto::{MAX_MESSAGE_BYTES, PeerId};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::swarm::PeerAddress;
+
+/// How long a connection may take to come up.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long a seeder that failed is left alone, unless nobody else is left.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
+/// How long a seeder that is full is left alone.
+const AFTER_FULL: Duration = Duration::from_secs(60);
+
+/// Why a seeder is not to be used for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It failed, or could not be reached.
+    Failed,
+    /// It has no room.
+    Full,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Links {
+    links: Mutex<HashMap<PeerId, Link>>,
+    troubles: Mutex<HashMap<PeerId, (Trouble, Instant)>>,
+}
+
+#[derive(Clone)]
+struct Link {
+    address: String,
+    channel: Channel,
+    /// One sync at a time; the next one finds that the first did its work.
+    syncing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Links {
+    /// A client of this seeder; it connects when it is first used.
+    ///
+    /// Errors: in words, if the address is none.
+    pub(super) fn client(&self, peer: &PeerAddress) -> Result<ChunksClient<Channel>, String> {
+        let mut links = self.links.lock();
+        let known = links.get(&peer.id).filter(|link| link.address == peer.address);
+        let channel = match known {
+            Some(link) => link.channel.clone(),
+            None => {
+                let channel = connect(&peer.address)?;
+                let link = Link { address: peer.address.clone(), channel: channel.clone(), syncing: Arc::default() };
+                links.insert(peer.id, link);
+                channel
+            }
+        };
+        Ok(wrap(channel))
+    }
+
+    /// A client of a seeder that was used before, and the lock of its sync.
+    pub(super) fn known(&self, peer: PeerId) -> Option<(ChunksClient<Channel>, Arc<tokio::sync::Mutex<()>>)> {
+        let links = self.links.lock();
+        links.get(&peer).map(|link| (wrap(link.channel.clone()), link.syncing.clone()))
+    }
+
+    /// Leave `peer` alone for a while.
+    pub(super) fn avoid(&self, peer: PeerId, trouble: Trouble, now: Instant) {
+        let until = now
+            + match trouble {
+                Trouble::Failed => AFTER_FAILURE,
+                Trouble::Full => AFTER_FULL,
+            };
+        self.troubles.lock().insert(peer, (trouble, until));
+    }
+
+    /// Who is to be left alone now.
+    pub(super) fn avoided(&self, now: Instant) -> Vec<PeerId> {
+        let mut troubles = self.troubles.lock();
+        troubles.retain(|_, (_, until)| *until > now);
+        let mut avoided: Vec<PeerId> = troubles.keys().copied().collect();
+        avoided.sort_unstable();
+        avoided
+    }
+
+    /// Who said that it is full.
+    pub(super) fn full(&self, now: Instant) -> Vec<PeerId> {
+        let troubles = self.troubles.lock();
+        let full = troubles.iter().filter(|(_, (trouble, until))| *trouble == Trouble::Full && *until > now);
+        full.map(|(peer, _)| *peer).collect()
+    }
+
+    /// Nobody else is left: give those that failed another try. Whether there are any.
+    pub(super) fn forgive_failures(&self) -> bool {
+        let mut troubles = self.troubles.lock();
+        let before = troubles.len();
+        troubles.retain(|_, (trouble, _)| *trouble == Trouble::Full);
+        before != troubles.len()
+    }
+}
+
+fn wrap(channel: Channel) -> ChunksClient<Channel> {
+    ChunksClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn connect(address: &str) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| format!("{address}: {error}"))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(32 << 20)
+        .max_frame_size(1 << 20)
+        .connect_lazy())
+}

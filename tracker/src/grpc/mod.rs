@@ -1,0 +1,10 @@
+//! The tracker's one door to gRPC: messages are checked and answered here, and nowhere else.
+
+mod announce;
+pub mod holders;
+mod locate;
+pub mod observe;
+mod peers;
+mod place;
+mod report;
+mod status;
