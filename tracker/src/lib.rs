@@ -4,15 +4,18 @@
 //! announces. [`server::Tracker`] is both in one process.
 
 pub mod acks;
+pub mod catalog;
 pub mod config;
 pub mod grpc;
 pub mod holders;
 pub mod listener;
 pub mod metrics;
+pub mod namespace;
 pub mod peers;
 pub mod policy;
 pub mod server;
 pub mod soft;
+pub mod store;
 
 pub use config::TrackerConfig;
 pub use server::{StartError, Tracker};

@@ -1,6 +1,7 @@
 //! The tracker's one door to gRPC: messages are checked and answered here, and nowhere else.
 
 mod announce;
+pub mod catalog;
 pub mod holders;
 mod locate;
 pub mod observe;

@@ -1,0 +1,124 @@
+//! **PURE.** Reads the byte layout of a manifest as it comes, in pieces of any size.
+//!
+//! A manifest may be 400 MB; this one holds at most an extent of it. It accepts exactly what
+//! [`Manifest::decode`](swarm_proto::Manifest::decode) accepts.
+
+use swarm_proto::manifest::{MAX_EXTENTS, MAX_FILE_BYTES};
+use swarm_proto::{MAX_SEGMENT_BYTES, Manifest, ManifestError, Segment, SegmentId};
+
+const HEADER_BYTES: usize = 17;
+const HOLE_BYTES: usize = 9;
+const DATA_BYTES: usize = HOLE_BYTES + SegmentId::LENGTH + 8;
+/// Longest layout there is.
+pub const MAX_LAYOUT_BYTES: u64 = (HEADER_BYTES + MAX_EXTENTS * DATA_BYTES) as u64;
+
+/// See the module.
+#[derive(Default)]
+pub struct LayoutReader {
+    /// Begins an extent, or the header.
+    pending: Vec<u8>,
+    /// What the header says; None before it came.
+    promised: Option<Promised>,
+    extents: u32,
+    size: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Promised {
+    size: u64,
+    extents: u32,
+}
+
+impl LayoutReader {
+    /// More bytes; each segment that they complete goes to `each`.
+    ///
+    /// Errors: [`ManifestError`]; the reader is then of no more use.
+    pub fn push(&mut self, mut bytes: &[u8], each: &mut dyn FnMut(Segment)) -> Result<(), ManifestError> {
+        while !bytes.is_empty() {
+            let need = self.need()?;
+            let (taken, rest) = bytes.split_at((need - self.pending.len()).min(bytes.len()));
+            self.pending.extend_from_slice(taken);
+            bytes = rest;
+            // A hole needs no more than its first 9 bytes, which `need` says once the first is there.
+            if self.pending.len() == self.need()? {
+                self.item(each)?;
+                self.pending.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// All bytes came.
+    ///
+    /// Shape: the size of the file.
+    pub fn finish(self) -> Result<u64, ManifestError> {
+        match self.promised {
+            Some(promised) if promised.extents == self.extents && self.pending.is_empty() => match promised.size {
+                size if size == self.size => Ok(size),
+                _ => Err(ManifestError::Malformed("its extents do not sum to its size")),
+            },
+            _ => Err(ManifestError::Malformed("it ends too early")),
+        }
+    }
+
+    /// Bytes of the item that `pending` begins, as far as it can be told.
+    fn need(&self) -> Result<usize, ManifestError> {
+        let Some(promised) = self.promised else { return Ok(HEADER_BYTES) };
+        if self.extents == promised.extents {
+            return Err(ManifestError::Malformed("bytes after its end"));
+        }
+        match self.pending.first() {
+            None => Ok(1),
+            Some(0) => Ok(HOLE_BYTES),
+            Some(1) => Ok(DATA_BYTES),
+            Some(_) => Err(ManifestError::Malformed("an extent of an unknown kind")),
+        }
+    }
+
+    fn item(&mut self, each: &mut dyn FnMut(Segment)) -> Result<(), ManifestError> {
+        if self.promised.is_none() {
+            let size = u64::from_le_bytes(self.field(5)?);
+            let extents = u32::from_le_bytes(self.field(13)?);
+            // The header is judged by the one that knows it: an empty manifest with the same first bytes.
+            let mut empty = Manifest::default().encode().to_vec();
+            empty[..5].copy_from_slice(&self.pending[..5]);
+            Manifest::decode(&empty)?;
+            if extents as usize > MAX_EXTENTS {
+                return Err(ManifestError::Malformed("too many extents"));
+            }
+            self.promised = Some(Promised { size, extents });
+            return Ok(());
+        }
+        if self.pending.len() < HOLE_BYTES {
+            return Ok(());
+        }
+        let length = u64::from_le_bytes(self.field(1)?);
+        if length == 0 {
+            return Err(ManifestError::Malformed("an empty extent"));
+        }
+        if self.pending.len() == DATA_BYTES {
+            let id = SegmentId::new(self.field(HOLE_BYTES)?);
+            let segment = Segment { id, length: u32::from_le_bytes(self.field(41)?) };
+            let offset = u64::from(u32::from_le_bytes(self.field(45)?));
+            if segment.length == 0 || segment.length > MAX_SEGMENT_BYTES {
+                return Err(ManifestError::Malformed("a segment of an impossible length"));
+            }
+            if offset.checked_add(length).is_none_or(|end| end > u64::from(segment.length)) {
+                return Err(ManifestError::Malformed("an extent past the end of its segment"));
+            }
+            each(segment);
+        }
+        self.size = self
+            .size
+            .checked_add(length)
+            .filter(|size| *size <= MAX_FILE_BYTES)
+            .ok_or(ManifestError::Malformed("larger than a file can be"))?;
+        self.extents += 1;
+        Ok(())
+    }
+
+    fn field<const N: usize>(&self, at: usize) -> Result<[u8; N], ManifestError> {
+        let bytes = self.pending.get(at..at + N).and_then(|bytes| bytes.try_into().ok());
+        bytes.ok_or(ManifestError::Malformed("it ends too early"))
+    }
+}

@@ -1,0 +1,173 @@
+//! The image in memory, and the task that keeps it up with the store.
+//!
+//! Invariant: a view at revision R is what the store held at R; `changes` ends at the view's revision.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{RwLock, RwLockReadGuard};
+use swarm_proto::{ManifestDigest, Revision};
+use tokio_util::sync::CancellationToken;
+
+use super::manifests::Manifests;
+use super::load::Fact;
+use super::{CATCH_UP, load, refuse_unavailable};
+use crate::namespace::{Change, Image, Refusal};
+use crate::store::history::{Follower, History};
+use crate::store::schema::{Settings, Swarm};
+use crate::store::{Event, Store, StoreError, Write};
+
+/// What one commit changed.
+pub type Changes = Vec<Change>;
+
+/// All names as of one revision; holds the lock that the next commit needs, so never across an await.
+pub type View<'a> = RwLockReadGuard<'a, Seen>;
+
+/// What a view shows.
+pub struct Seen {
+    /// All names.
+    pub image: Image,
+    /// Which swarm this is, and its live tree.
+    pub swarm: Swarm,
+    /// Its settings.
+    pub settings: Settings,
+    /// As of this revision.
+    pub revision: Revision,
+}
+
+/// See the module.
+pub struct State {
+    seen: RwLock<Seen>,
+    changes: History<Changes>,
+}
+
+/// Newest changes that are kept for watchers, in units of one change.
+const CHANGES_KEPT: usize = 256 * 1024;
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What to do after an event was looked at.
+enum Next {
+    Go,
+    Reload,
+}
+
+impl State {
+    pub(super) async fn load(store: &Arc<dyn Store>) -> Result<(Arc<Self>, Follower<Event>), StoreError> {
+        let (seen, follower) = load::load(&**store).await?;
+        let changes = History::new(seen.revision, CHANGES_KEPT);
+        Ok((Arc::new(Self { seen: RwLock::new(seen), changes }), follower))
+    }
+
+    /// All names, now.
+    pub fn view(&self) -> View<'_> {
+        self.seen.read()
+    }
+
+    /// All names at that revision or a newer one.
+    pub async fn view_at(&self, revision: Revision) -> Result<View<'_>, Refusal> {
+        if self.changes.newest() < revision
+            && tokio::time::timeout(CATCH_UP, self.changes.reached(revision)).await.is_err()
+        {
+            let behind = format!("this replica is at revision {}, behind {revision}", self.changes.newest());
+            return Err(refuse_unavailable(&behind));
+        }
+        Ok(self.seen.read())
+    }
+
+    /// Follow what changes.
+    pub fn watch(&self, after: Revision) -> Follower<Changes> {
+        self.changes.follow(after)
+    }
+
+    /// Return once the view is at that revision, or after a time that means that something is wrong.
+    pub async fn reached(&self, revision: Revision) {
+        drop(tokio::time::timeout(CATCH_UP, self.changes.reached(revision)).await);
+    }
+
+    fn absorb(&self, revision: Revision, event: &[Write], manifests: &Manifests) -> Result<Next, StoreError> {
+        let mut seen = self.seen.write();
+        let (changes, next) = seen.apply(revision, event, |digest| manifests.maybe_dead(digest))?;
+        drop(seen);
+        if let Next::Go = next {
+            let weight = 1 + changes.len();
+            self.changes.push(revision, changes, weight);
+        }
+        Ok(next)
+    }
+}
+
+impl Seen {
+    /// Apply one event; `dead` gets the manifests that no file may name any more.
+    fn apply(
+        &mut self,
+        revision: Revision,
+        event: &[Write],
+        mut dead: impl FnMut(ManifestDigest),
+    ) -> Result<(Changes, Next), StoreError> {
+        let mut changes = Vec::new();
+        for write in event {
+            match Fact::read(self.swarm.tree, &write.key, write.value.as_ref())? {
+                Some(Fact::Name(name_write)) => {
+                    if let Some(digest) = self.image.apply(name_write, &mut changes) {
+                        dead(digest);
+                    }
+                }
+                Some(Fact::Swarm(swarm)) if swarm.tree != self.swarm.tree => return Ok((changes, Next::Reload)),
+                Some(Fact::Swarm(swarm)) => self.swarm = swarm,
+                Some(Fact::Settings(settings)) => self.settings = settings,
+                Some(Fact::Manifest(digest)) if !self.image.is_live(&digest) => dead(digest),
+                Some(Fact::Manifest(_)) | None => {}
+            }
+        }
+        self.revision = revision;
+        Ok((changes, Next::Go))
+    }
+
+    /// Apply what was written while the records were being read. Err with None: read again.
+    pub(super) fn catch_up(&mut self, revision: Revision, event: &[Write]) -> Result<(), Option<StoreError>> {
+        match self.apply(revision, event, |_| {})? {
+            (_, Next::Go) => Ok(()),
+            (_, Next::Reload) => Err(None),
+        }
+    }
+}
+
+/// Keep the image up with the store until `stop`.
+pub(super) async fn follow(
+    state: Arc<State>,
+    store: Arc<dyn Store>,
+    manifests: Arc<Manifests>,
+    mut follower: Follower<Event>,
+    stop: CancellationToken,
+) {
+    loop {
+        let next = tokio::select! {
+            next = follower.next() => next,
+            () = stop.cancelled() => return,
+        };
+        let absorbed = next.and_then(|(revision, event)| state.absorb(revision, &event, &manifests));
+        let why = match absorbed {
+            Ok(Next::Go) => continue,
+            Ok(Next::Reload) => None,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = why {
+            tracing::warn!(%error, "lost track of the catalog, reading all of it again");
+        }
+        loop {
+            match load::load(&*store).await {
+                Ok((seen, from)) => {
+                    let revision = seen.revision;
+                    *state.seen.write() = seen;
+                    state.changes.reset(revision);
+                    follower = from;
+                    break;
+                }
+                Err(error) => tracing::error!(%error, "read the catalog"),
+            }
+            if tokio::time::timeout(RETRY_EVERY, stop.cancelled()).await.is_ok() {
+                return;
+            }
+        }
+    }
+}
