@@ -9,8 +9,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use swarm_proto::{ManifestDigest, Revision};
 use tokio_util::sync::CancellationToken;
 
-use super::manifests::Manifests;
 use super::load::Fact;
+use super::manifests::Manifests;
 use super::{CATCH_UP, load, refuse_unavailable};
 use crate::namespace::{Change, Image, Refusal};
 use crate::store::history::{Follower, History};

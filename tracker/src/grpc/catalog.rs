@@ -1,1 +1,138 @@
-//! x
+//! The `Catalog` service: names and manifests.
+//!
+//! Checks and converts messages; all meaning lies in [`crate::catalog`] and [`crate::namespace`]. No call
+//! waits for ever: reads wait at most [`CATCH_UP`](crate::catalog::CATCH_UP) for their revision, an incoming
+//! stream that is silent for [`SILENCE`] is cut.
+
+mod convert;
+mod manifests;
+mod read;
+mod transfer;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use swarm_proto::v1::{self, catalog_server};
+use swarm_proto::{Fault, Revision, fault};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::catalog::{CapacitySource, Catalog};
+use crate::namespace::Refusal;
+use crate::store::StoreError;
+
+/// Longest silence of a stream that a client sends.
+const SILENCE: Duration = Duration::from_secs(30);
+
+type Reply<T> = Result<Response<T>, Status>;
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// See the module.
+#[derive(Clone)]
+pub struct CatalogService {
+    catalog: Arc<Catalog>,
+    capacity: Arc<dyn CapacitySource>,
+    uploads: Arc<tokio::sync::Semaphore>,
+}
+
+/// Manifests and catalogs that may arrive at the same time; more wait.
+const UPLOADS: usize = 16;
+
+impl CatalogService {
+    /// Serve a catalog; wrap it in [`catalog_server::CatalogServer`].
+    pub fn new(catalog: Arc<Catalog>, capacity: Arc<dyn CapacitySource>) -> Self {
+        Self { catalog, capacity, uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)) }
+    }
+
+    /// A place among the uploads; waits for one as long as a stream may be silent.
+    async fn upload_permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+        match tokio::time::timeout(SILENCE, self.uploads.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(fault::to_status(Fault::Unavailable, "too many uploads at the same time: try again")),
+        }
+    }
+}
+
+/// A refusal as a client gets it.
+fn status_of(refusal: Refusal) -> Status {
+    fault::to_status(refusal.fault, refusal.message)
+}
+
+fn store_status(error: &StoreError) -> Status {
+    status_of(crate::catalog::refusal_of(error))
+}
+
+/// The next message of a client's stream, or why there is none.
+async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    match tokio::time::timeout(SILENCE, stream.message()).await {
+        Ok(message) => message,
+        Err(_) => Err(Status::deadline_exceeded(format!("nothing came for {} seconds", SILENCE.as_secs()))),
+    }
+}
+
+#[tonic::async_trait]
+impl catalog_server::Catalog for CatalogService {
+    type ReadDirStream = Answers<v1::ReadDirReply>;
+    type GetManifestStream = Answers<v1::ManifestPage>;
+    type WatchStream = Answers<v1::WatchReply>;
+    type ExportStream = Answers<v1::CatalogPart>;
+
+    async fn lookup(&self, request: Request<v1::LookupRequest>) -> Reply<v1::NodeReply> {
+        read::lookup(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Reply<v1::NodeReply> {
+        read::resolve(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Reply<v1::NodeReply> {
+        read::get_node(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn read_dir(&self, request: Request<v1::ReadDirRequest>) -> Reply<Self::ReadDirStream> {
+        read::read_dir(self.catalog.clone(), request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_manifest(&self, request: Request<v1::GetManifestRequest>) -> Reply<Self::GetManifestStream> {
+        manifests::get(&self.catalog, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_manifests(&self, request: Request<v1::GetManifestsRequest>) -> Reply<v1::GetManifestsReply> {
+        manifests::get_many(&self.catalog, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_manifest(&self, request: Request<Streaming<v1::ManifestPage>>) -> Reply<v1::PutManifestReply> {
+        let _permit = self.upload_permit().await?;
+        manifests::put(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn mutate(&self, request: Request<v1::MutateRequest>) -> Reply<v1::MutateReply> {
+        let request = convert::request(request.into_inner())?;
+        let mutated = self.catalog.mutate(request).await.map_err(status_of)?;
+        Ok(Response::new(convert::reply(mutated)))
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+        let after = Revision(request.into_inner().after_revision);
+        Ok(Response::new(read::watch(self.catalog.clone(), after)))
+    }
+
+    async fn stat_fs(&self, _: Request<v1::StatFsRequest>) -> Reply<v1::StatFsReply> {
+        let capacity = self.capacity.capacity();
+        Ok(Response::new(v1::StatFsReply {
+            capacity_bytes: capacity.capacity_bytes,
+            free_bytes: capacity.free_bytes,
+            inodes: self.catalog.counts().inodes,
+        }))
+    }
+
+    async fn export(&self, _: Request<v1::ExportRequest>) -> Reply<Self::ExportStream> {
+        transfer::export(&self.catalog).await.map(Response::new)
+    }
+
+    async fn import(&self, request: Request<Streaming<v1::CatalogPart>>) -> Reply<v1::ImportReply> {
+        let _permit = self.upload_permit().await?;
+        transfer::import(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+}

@@ -33,13 +33,7 @@ pub struct Drafted {
 impl<'a> Draft<'a> {
     /// Nothing planned yet.
     pub fn new(image: &'a Image) -> Self {
-        Self {
-            image,
-            nodes: HashMap::new(),
-            entries: HashMap::new(),
-            grown: HashMap::new(),
-            relied: HashSet::new(),
-        }
+        Self { image, nodes: HashMap::new(), entries: HashMap::new(), grown: HashMap::new(), relied: HashSet::new() }
     }
 
     /// An inode.
@@ -101,9 +95,9 @@ impl<'a> Draft<'a> {
         let nodes = self.nodes.into_iter().filter(|(inode, node)| node.is_some() || image.node(*inode).is_some());
         let nodes = nodes.map(|(inode, node)| NameWrite::Node(inode, node));
         let entries = self.entries.into_iter().flat_map(|(directory, entries)| {
-            let changed = entries.into_iter().filter(move |(name, inode)| {
-                inode.is_some() || image.entry(directory, name.as_bytes()).is_some()
-            });
+            let changed = entries
+                .into_iter()
+                .filter(move |(name, inode)| inode.is_some() || image.entry(directory, name.as_bytes()).is_some());
             changed.map(move |(name, inode)| NameWrite::Entry(directory, name, inode))
         });
         let mut writes: Vec<NameWrite> = nodes.chain(entries).collect();

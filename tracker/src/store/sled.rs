@@ -179,7 +179,8 @@ impl Inner {
     }
 
     fn check_space(&self, needed: u64) -> Result<(), StoreError> {
-        let free = rustix::fs::statvfs(&self.folder).map_err(|error| StoreError::io("ask for free space")(error.into()))?;
+        let free =
+            rustix::fs::statvfs(&self.folder).map_err(|error| StoreError::io("ask for free space")(error.into()))?;
         match free.f_bavail.saturating_mul(free.f_frsize) < SPARE_BYTES.saturating_add(needed.saturating_mul(4)) {
             true => Err(StoreError::Full),
             false => Ok(()),

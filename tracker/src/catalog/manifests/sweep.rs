@@ -11,7 +11,6 @@ use crate::catalog::state::State;
 use crate::store::schema::{Key, ManifestBody, Record, prefix};
 use crate::store::{Commit, Condition, Outcome, SCAN_PAGE, StoreError, Write};
 
-
 impl Manifests {
     /// No file names it now, as far as the caller knows; never waits.
     pub(in crate::catalog) fn maybe_dead(&self, digest: ManifestDigest) {
@@ -130,4 +129,3 @@ impl Manifests {
         Ok(true)
     }
 }
-

@@ -100,7 +100,9 @@ impl Upload {
             if let (true, Some(body)) = (ours, self.body) {
                 writes.push(Write { key: Key::Upload(body).encode(), value: None });
             }
-            if let Outcome::Committed(_) = self.manifests.store.commit(Commit { conditions: vec![condition], writes }).await? {
+            if let Outcome::Committed(_) =
+                self.manifests.store.commit(Commit { conditions: vec![condition], writes }).await?
+            {
                 self.manifests.used_again(digest);
                 if ours {
                     self.body = None;

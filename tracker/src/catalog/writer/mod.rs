@@ -19,9 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use super::manifests::{Manifests, Prepared};
 use super::numbers::Numbers;
+use super::refuse_unavailable;
 use super::requests::Answers;
 use super::state::State;
-use super::refuse_unavailable;
 use crate::acks::AckSink;
 use crate::namespace::plan::{At, IfExists, Operation, Ownership};
 use crate::namespace::{Node, Refusal};

@@ -9,12 +9,7 @@ use crate::namespace::{Body, Refusal};
 
 /// Errors: ENOENT; EEXIST with no-replace; EINVAL into itself or below; ENOTDIR, EISDIR, ENOTEMPTY for a
 /// target that cannot be replaced; EMLINK.
-pub(super) fn rename(
-    plan: &mut Plan<'_, '_>,
-    from: &At,
-    to: &At,
-    mode: RenameMode,
-) -> Result<InodeNumber, Refusal> {
+pub(super) fn rename(plan: &mut Plan<'_, '_>, from: &At, to: &At, mode: RenameMode) -> Result<InodeNumber, Refusal> {
     plan.directory(to.parent)?;
     let moved = plan.existing(from)?;
     let target = plan.find(to)?;

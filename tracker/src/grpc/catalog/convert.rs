@@ -1,0 +1,179 @@
+//! Messages of the catalog ⇄ our types.
+//!
+//! What is wrong with one operation is that operation's refusal; the others of its request are done.
+
+use bytes::Bytes;
+use prost::Message;
+use swarm_proto::{Fault, InodeNumber, RequestId, convert as fields, v1};
+use tonic::Status;
+
+use crate::catalog::writer::{Content, MAX_OPERATIONS, Mutated, Publish, Request, Submitted};
+use crate::namespace::plan::{At, Attributes, IfExists, Operation, Ownership, RenameMode, Special};
+use crate::namespace::{Body, Change, MODE_BITS, Name, Node, Refusal};
+
+/// Acknowledgements of one file: as many as the largest message has room for.
+const MOST_ACKNOWLEDGED: usize = swarm_proto::MAX_MESSAGE_BYTES / 32;
+
+pub(super) fn node(inode: InodeNumber, node: &Node) -> v1::Node {
+    let content = node.content().unwrap_or_default();
+    let kind = match node.body {
+        Body::File(_) => v1::NodeKind::File,
+        Body::Directory { .. } => v1::NodeKind::Directory,
+        Body::Symlink { .. } => v1::NodeKind::Symlink,
+        Body::Fifo => v1::NodeKind::Fifo,
+        Body::Socket => v1::NodeKind::Socket,
+    };
+    v1::Node {
+        inode: inode.0,
+        kind: kind.into(),
+        mode: node.mode.into(),
+        uid: node.uid,
+        gid: node.gid,
+        size: node.size(),
+        links: node.links,
+        modified_ns: node.modified_ns,
+        changed_ns: node.changed_ns,
+        created_ns: node.created_ns,
+        manifest_digest: content.manifest.map(|digest| digest.to_wire()).unwrap_or_default(),
+        link_target: match &node.body {
+            Body::Symlink { target } => Bytes::copy_from_slice(target),
+            _ => Bytes::new(),
+        },
+        version: content.version,
+    }
+}
+
+pub(super) fn change(change: &Change) -> v1::Change {
+    v1::Change {
+        inode: change.inode.0,
+        name: change.name.as_ref().map(|name| Bytes::copy_from_slice(name.as_bytes())).unwrap_or_default(),
+        content: change.content,
+    }
+}
+
+pub(super) fn reply(mutated: Mutated) -> v1::MutateReply {
+    let result = |done| match done {
+        Ok(made) => v1::OperationResult {
+            fault: Fault::Unspecified.into(),
+            message: String::new(),
+            node: Option::map(made, |(inode, made)| node(inode, &made)),
+        },
+        Err(Refusal { fault, message }) => v1::OperationResult { fault: fault.into(), message, node: None },
+    };
+    v1::MutateReply { revision: mutated.revision.0, results: mutated.results.into_iter().map(result).collect() }
+}
+
+pub(super) fn request(message: v1::MutateRequest) -> Result<Request, Status> {
+    let id = RequestId::try_from(&message.request_id[..]);
+    let id = id.map_err(|error| Status::invalid_argument(format!("request_id: {error}")))?;
+    fields::within("operations", message.operations.len() as u64, 1, MAX_OPERATIONS as u64)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut encoded = Vec::new();
+    for operation in &message.operations {
+        encoded.clear();
+        // A Vec grows: there is always room.
+        if operation.encode_length_delimited(&mut encoded).is_ok() {
+            hasher.update(&encoded);
+        }
+    }
+    let operations = message.operations.into_iter().map(operation).collect();
+    Ok(Request { id, fingerprint: *hasher.finalize().as_bytes(), operations })
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(Fault::Invalid, message)
+}
+
+fn operation(message: v1::Operation) -> Result<Submitted, Refusal> {
+    use v1::operation::Operation as Wire;
+    let Some(operation) = message.operation else { return Err(invalid("an operation of an unknown kind")) };
+    let plain = match operation {
+        Wire::PublishFile(publish) => return publish_file(publish).map(Submitted::Publish),
+        Wire::MakeDirectory(make) => Operation::MakeDirectory(at(make.parent, &make.name)?, ownership(make.ownership)?),
+        Wire::MakeSymlink(make) => {
+            Operation::MakeSymlink(at(make.parent, &make.name)?, ownership(make.ownership)?, own(&make.target))
+        }
+        Wire::MakeSpecial(make) => {
+            let special = match make.kind() {
+                v1::NodeKind::Fifo => Special::Fifo,
+                v1::NodeKind::Socket => Special::Socket,
+                _ => return Err(invalid("a special file is a fifo or a socket")),
+            };
+            Operation::MakeSpecial(at(make.parent, &make.name)?, ownership(make.ownership)?, special)
+        }
+        Wire::SetAttributes(set) => {
+            let mode = set.mode.map(mode).transpose()?;
+            let attributes = Attributes { mode, uid: set.uid, gid: set.gid, modified_ns: set.modified_ns };
+            Operation::SetAttributes(InodeNumber(set.inode), attributes)
+        }
+        Wire::Unlink(unlink) => Operation::Unlink(at(unlink.parent, &unlink.name)?),
+        Wire::RemoveDirectory(remove) => Operation::RemoveDirectory(at(remove.parent, &remove.name)?),
+        Wire::Rename(rename) => {
+            let mode = match v1::RenameMode::try_from(rename.mode) {
+                Ok(v1::RenameMode::Replace) => RenameMode::Replace,
+                Ok(v1::RenameMode::NoReplace) => RenameMode::NoReplace,
+                Ok(v1::RenameMode::Exchange) => RenameMode::Exchange,
+                Err(_) => return Err(invalid("an unknown mode of rename")),
+            };
+            Operation::Rename(at(rename.parent, &rename.name)?, at(rename.new_parent, &rename.new_name)?, mode)
+        }
+        Wire::Link(link) => Operation::Link(InodeNumber(link.inode), at(link.new_parent, &link.new_name)?),
+    };
+    Ok(Submitted::Plain(plain))
+}
+
+fn publish_file(publish: v1::PublishFile) -> Result<Publish, Refusal> {
+    let if_exists = match v1::IfExists::try_from(publish.if_exists) {
+        Ok(v1::IfExists::Fail) => IfExists::Fail,
+        Ok(v1::IfExists::Replace) => IfExists::Replace,
+        Ok(v1::IfExists::ReplaceVersion) => IfExists::ReplaceVersion(publish.base_version),
+        Err(_) => return Err(invalid("if_exists is unknown")),
+    };
+    let content = match publish.content {
+        None => Content::Empty,
+        Some(v1::publish_file::Content::Manifest(bytes)) => Content::Inline(bytes),
+        Some(v1::publish_file::Content::ManifestDigest(digest)) => {
+            Content::Known(fields::manifest_digest("manifest_digest", &digest).map_err(field)?)
+        }
+    };
+    let mut acknowledged = Vec::with_capacity(publish.acknowledged.len().min(64));
+    for ack in &publish.acknowledged {
+        let peer = fields::peer_id("acknowledged.peer_id", &ack.peer_id).map_err(field)?;
+        let segments = fields::segment_ids("acknowledged.segment_ids", &ack.segment_ids, MOST_ACKNOWLEDGED);
+        acknowledged.push((peer, segments.map_err(field)?));
+    }
+    Ok(Publish {
+        at: at(publish.parent, &publish.name)?,
+        ownership: ownership(publish.ownership)?,
+        size: publish.size,
+        content,
+        if_exists,
+        acknowledged,
+    })
+}
+
+fn at(parent: u64, name: &[u8]) -> Result<At, Refusal> {
+    Ok(At { parent: InodeNumber(parent), name: Name::new(name)? })
+}
+
+fn ownership(message: Option<v1::Ownership>) -> Result<Ownership, Refusal> {
+    let message = message.ok_or_else(|| invalid("ownership is missing"))?;
+    let v1::Ownership { uid, gid, modified_ns, .. } = message;
+    Ok(Ownership { mode: mode(message.mode)?, uid, gid, modified_ns })
+}
+
+fn mode(mode: u32) -> Result<u16, Refusal> {
+    match u16::try_from(mode) {
+        Ok(bits) if mode <= MODE_BITS => Ok(bits),
+        _ => Err(invalid(format!("mode {mode:o} has bits above 07777"))),
+    }
+}
+
+/// A copy, so that a small thing does not keep its whole message.
+fn own(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+fn field(error: fields::ConvertError) -> Refusal {
+    invalid(error.to_string())
+}

@@ -1,0 +1,203 @@
+//! Names: one, a path, a directory, and what changes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use swarm_proto::manifest::INLINE_BYTES;
+use swarm_proto::{Fault, InodeNumber, Revision, fault, v1};
+use tonic::Status;
+
+use super::{Answers, convert, status_of};
+use crate::catalog::state::{Changes, View};
+use crate::catalog::{CATCH_UP, Catalog};
+use crate::namespace::Name;
+use crate::store::StoreError;
+use crate::store::history::Follower;
+
+/// Entries in a message: some 150 bytes each.
+const PAGE_ENTRIES: usize = 1000;
+/// Changes in a message of a watch.
+const PAGE_CHANGES: usize = 4096;
+
+fn refused(fault: Fault, message: impl Into<String>) -> Status {
+    fault::to_status(fault, message)
+}
+
+fn gone(inode: InodeNumber) -> Status {
+    refused(Fault::Stale, format!("inode {inode} is gone"))
+}
+
+/// What `name` in `directory` is.
+fn find(view: &View<'_>, directory: InodeNumber, name: &[u8]) -> Result<InodeNumber, Status> {
+    let name = Name::new(name).map_err(status_of)?;
+    match view.image.node(directory) {
+        None => Err(gone(directory)),
+        Some(node) if !node.is_directory() => {
+            Err(refused(Fault::NotDirectory, format!("inode {directory} is not a directory")))
+        }
+        Some(_) => view
+            .image
+            .entry(directory, name.as_bytes())
+            .ok_or_else(|| refused(Fault::NotFound, format!("{name:?} does not exist"))),
+    }
+}
+
+fn answer(view: &View<'_>, inode: InodeNumber) -> Result<v1::NodeReply, Status> {
+    let node = view.image.node(inode).ok_or_else(|| refused(Fault::Corrupt, format!("inode {inode} is lost")))?;
+    Ok(v1::NodeReply { revision: view.revision.0, node: Some(convert::node(inode, node)), manifest: Bytes::new() })
+}
+
+pub(super) async fn lookup(catalog: &Catalog, request: v1::LookupRequest) -> Result<v1::NodeReply, Status> {
+    let view = catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?;
+    let inode = find(&view, InodeNumber(request.parent), &request.name)?;
+    answer(&view, inode)
+}
+
+pub(super) async fn resolve(catalog: &Catalog, request: v1::ResolveRequest) -> Result<v1::NodeReply, Status> {
+    let view = catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?;
+    let mut inode = InodeNumber::ROOT;
+    for name in request.path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+        inode = find(&view, inode, name)?;
+    }
+    answer(&view, inode)
+}
+
+pub(super) async fn get_node(catalog: &Catalog, request: v1::GetNodeRequest) -> Result<v1::NodeReply, Status> {
+    let inode = InodeNumber(request.inode);
+    let (mut reply, digest) = {
+        let newest = match request.current {
+            true => catalog.view_current().await.map_err(status_of)?.revision,
+            false => Revision(0),
+        };
+        let view = catalog.view_at(newest.max(Revision(request.min_revision))).await.map_err(status_of)?;
+        let Some(node) = view.image.node(inode) else {
+            return Err(refused(Fault::NotFound, format!("inode {inode} does not exist")));
+        };
+        (answer(&view, inode)?, node.content().and_then(|content| content.manifest))
+    };
+    if let (true, Some(digest)) = (request.with_manifest, digest) {
+        let manifest = catalog.manifests().whole(digest, INLINE_BYTES).await.map_err(status_of)?;
+        reply.manifest = manifest.unwrap_or_default();
+    }
+    Ok(reply)
+}
+
+/// Where a listing stands.
+struct Listing {
+    catalog: Arc<Catalog>,
+    directory: InodeNumber,
+    after: Bytes,
+    left: usize,
+    page: Option<v1::ReadDirReply>,
+}
+
+pub(super) async fn read_dir(
+    catalog: Arc<Catalog>,
+    request: v1::ReadDirRequest,
+) -> Result<Answers<v1::ReadDirReply>, Status> {
+    let left = match request.limit {
+        0 => usize::MAX,
+        limit => limit as usize,
+    };
+    let directory = InodeNumber(request.inode);
+    let mut listing = Listing { catalog: catalog.clone(), directory, after: request.after, left, page: None };
+    {
+        let view = catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?;
+        match view.image.node(directory) {
+            None => return Err(gone(directory)),
+            Some(node) if !node.is_directory() => {
+                return Err(refused(Fault::NotDirectory, format!("inode {directory} is not a directory")));
+            }
+            Some(_) => listing.fill(&view),
+        }
+    }
+    Ok(stream::unfold(listing, |mut listing| async {
+        let page = listing.page.take()?;
+        if page.entries.len() == PAGE_ENTRIES && listing.left > 0 {
+            let catalog = listing.catalog.clone();
+            listing.fill(&catalog.view());
+            // A directory of exactly so many entries ends without an empty page.
+            listing.page = listing.page.take().filter(|page| !page.entries.is_empty());
+        }
+        Some((Ok(page), listing))
+    })
+    .boxed())
+}
+
+impl Listing {
+    /// Make the next page ready.
+    fn fill(&mut self, view: &View<'_>) {
+        let after = Some(&self.after[..]).filter(|after| !after.is_empty());
+        let entries: Vec<v1::Entry> = view
+            .image
+            .list(self.directory, after)
+            .filter_map(|(name, inode)| {
+                let node = convert::node(inode, view.image.node(inode)?);
+                Some(v1::Entry { name: Bytes::copy_from_slice(name.as_bytes()), node: Some(node) })
+            })
+            .take(PAGE_ENTRIES.min(self.left))
+            .collect();
+        self.left -= entries.len();
+        if let Some(last) = entries.last() {
+            self.after = last.name.clone();
+        }
+        self.page = Some(v1::ReadDirReply { revision: view.revision.0, entries });
+    }
+}
+
+/// Where a watch stands.
+enum Watch {
+    Starting(Arc<Catalog>, Revision),
+    Following(Arc<Catalog>, Follower<Changes>),
+}
+
+pub(super) fn watch(catalog: Arc<Catalog>, after: Revision) -> Answers<v1::WatchReply> {
+    stream::unfold(Watch::Starting(catalog, after), |watch| async {
+        match watch {
+            Watch::Starting(catalog, after) => Some(start(catalog, after).await),
+            Watch::Following(catalog, mut follower) => Some(match follow(&mut follower).await {
+                Ok(reply) => (reply, Watch::Following(catalog, follower)),
+                Err(_) => start_anew(catalog),
+            }),
+        }
+    })
+    .map(Ok)
+    .boxed()
+}
+
+/// The first reply comes at once, so that the client knows that nothing escapes it from here on.
+async fn start(catalog: Arc<Catalog>, after: Revision) -> (v1::WatchReply, Watch) {
+    // A client may have seen a newer revision elsewhere; one that this catalog does not reach is none of its own.
+    drop(tokio::time::timeout(CATCH_UP, catalog.view_at(after)).await);
+    let now = catalog.revision();
+    let mut follower = catalog.watch(after);
+    if after > now || follower.try_next().is_err() {
+        return start_anew(catalog);
+    }
+    let follower = catalog.watch(after);
+    (v1::WatchReply { revision: after.0, changes: Vec::new(), reset: false }, Watch::Following(catalog, follower))
+}
+
+fn start_anew(catalog: Arc<Catalog>) -> (v1::WatchReply, Watch) {
+    let now = catalog.revision();
+    let follower = catalog.watch(now);
+    (v1::WatchReply { revision: now.0, changes: Vec::new(), reset: true }, Watch::Following(catalog, follower))
+}
+
+/// Whatever is there, at least one change.
+async fn follow(follower: &mut Follower<Changes>) -> Result<v1::WatchReply, StoreError> {
+    let mut reply = v1::WatchReply::default();
+    while reply.changes.is_empty() {
+        let mut next = Some(follower.next().await?);
+        while let Some((revision, changes)) = next {
+            reply.revision = revision.0;
+            reply.changes.extend(changes.iter().map(convert::change));
+            next = match reply.changes.len() < PAGE_CHANGES {
+                true => follower.try_next()?,
+                false => None,
+            };
+        }
+    }
+    Ok(reply)
+}
