@@ -15,8 +15,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,7 +72,7 @@ impl SledStore {
     pub async fn open(folder: &Path, tasks: &TaskTracker, stop: CancellationToken) -> Result<Self, StoreError> {
         let folder = folder.to_owned();
         let inner = Arc::new(blocking(move || Inner::open(folder)).await?);
-        tasks.spawn(sync_behind(inner.clone(), stop));
+        tasks.spawn(sync_behind(Arc::downgrade(&inner), stop));
         Ok(Self { inner })
     }
 
@@ -96,14 +96,15 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-async fn sync_behind(inner: Arc<Inner>, stop: CancellationToken) {
+async fn sync_behind(inner: Weak<Inner>, stop: CancellationToken) {
     let mut stopping = false;
     while !stopping {
         stopping = tokio::time::timeout(SYNC_EVERY, stop.cancelled()).await.is_ok();
+        // Holds the store only while it works, so that a store that nobody has any more is closed.
+        let Some(inner) = inner.upgrade() else { return };
         if inner.events.newest().0 == inner.synced.load(Ordering::Acquire) {
             continue;
         }
-        let inner = inner.clone();
         if let Err(error) = blocking(move || inner.sync()).await {
             tracing::error!(%error, "sync the catalog");
         }
