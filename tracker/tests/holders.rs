@@ -47,7 +47,7 @@ async fn an_announced_segment_is_located_and_a_lost_one_is_not() {
 #[tokio::test]
 async fn a_broken_stream_is_stale_then_dead_and_its_holdings_go() {
     let tracker = Tracker::start(config()).await.unwrap();
-    let mut client = holders(&tracker).await;
+    let client = holders(&tracker).await;
     let (gone, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 1)).await;
     let (stays, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 2)).await;
     for peer in [&gone, &stays] {
@@ -74,7 +74,7 @@ async fn a_broken_stream_is_stale_then_dead_and_its_holdings_go() {
 #[tokio::test]
 async fn a_peer_that_leaves_is_dead_at_once() {
     let tracker = Tracker::start(config()).await.unwrap();
-    let mut client = holders(&tracker).await;
+    let client = holders(&tracker).await;
     let (peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 1)).await;
     peer.inventory(&segments(0..10), true).await;
     until(|| holders_of(&client, 9), |count| *count == 1).await;
@@ -99,7 +99,7 @@ async fn two_processes_with_one_peer_id_are_a_copied_store() {
     let again = v1::Hello { process_id: first.process.to_wire(), ..hello(PeerKind::Seeder, 1) };
     let (third, _) = FakePeer::join(&tracker, again).await;
     assert_eq!(first.end().await.code(), Code::Aborted);
-    let mut client = holders(&tracker).await;
+    let client = holders(&tracker).await;
     assert_eq!(state(&client, third.id).await, Some(PeerState::Live));
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use swarm_proto::convert;
 use swarm_proto::v1::{PeerKind, StatusReply, StatusRequest};
 use tonic::Status;
 
@@ -10,7 +11,8 @@ use super::holders::Desk;
 use crate::peers::{Snapshot, State};
 
 /// Answer one call.
-pub(super) async fn status(desk: &Desk, _: &StatusRequest) -> Result<StatusReply, Status> {
+pub(super) async fn status(desk: &Desk, request: &StatusRequest) -> Result<StatusReply, Status> {
+    convert::within("replicas", u64::from(request.replicas), 0, 16)?;
     let mut reply = StatusReply {
         replicas: desk.copies.replicas,
         min_replicas: desk.copies.min_replicas,

@@ -7,6 +7,7 @@
 
 mod shard;
 mod slots;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use swarm_proto::SegmentId;
 
 use self::shard::{Added, Shard};
 pub use self::slots::{Doubt, Extent, HolderRef};
+pub use self::survey::Survey;
 use crate::peers::PeerSlot;
 
 /// Shards: enough that the cores of one machine seldom meet in one, few enough that a peer's bookkeeping

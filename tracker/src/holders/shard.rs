@@ -39,7 +39,8 @@ pub(super) enum Added {
 }
 
 impl Shard {
-    fn find(&self, hash: u64, id: &[u8; 32]) -> Option<u32> {
+    /// The slot of a segment that somebody holds.
+    pub(super) fn find(&self, hash: u64, id: &[u8; 32]) -> Option<u32> {
         self.index.find(hash, |slot| self.slots.id(*slot) == id).copied()
     }
 
@@ -48,10 +49,11 @@ impl Shard {
     }
 
     pub(super) fn holders(&self, hash: u64, id: &[u8; 32]) -> &[HolderRef] {
-        match self.find(hash, id) {
-            Some(slot) => self.slots.holders(slot),
-            None => &[],
-        }
+        self.find(hash, id).map_or(&[], |slot| self.holders_of(slot))
+    }
+
+    pub(super) fn holders_of(&self, slot: u32) -> &[HolderRef] {
+        self.slots.holders(slot)
     }
 
     pub(super) fn add(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use swarm_proto::SegmentId;
 
-use super::{Doubt, Extent, Holders};
+use super::{Doubt, Extent, Holders, Survey};
 use crate::peers::PeerSlot;
 
 const PEERS: u32 = 8;
@@ -191,4 +191,14 @@ fn hundreds_of_holders_of_one_segment_come_and_go() {
         holders.forget(peer(who));
     }
     assert_eq!(holders.segments(), 0);
+}
+
+#[test]
+fn a_survey_shows_each_segment_once() {
+    let holders = Holders::new();
+    holders.add(peer(0), Extent::Whole, &[id(1), id(2)]).unwrap();
+    holders.add(peer(1), Extent::Whole, &[id(2)]).unwrap();
+    let mut survey = Survey::new(&holders);
+    let counts: Vec<_> = [1, 2, 2, 3, 1, 3].map(|number| survey.first(&id(number)).map(<[_]>::len)).into();
+    assert_eq!(counts, [Some(1), Some(2), None, Some(0), None, None]);
 }

@@ -63,17 +63,41 @@ pub struct Tally {
     pub missing: u64,
 }
 
-impl Tally {
+/// Segments by what they have, so that one count answers for any number that is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Histogram {
+    missing: u64,
+    /// By counted replicas; the last class is "that many or more".
+    counted: [u64; Histogram::CLASSES],
+}
+
+impl Histogram {
+    /// More than the 16 replicas that may be asked for.
+    const CLASSES: usize = 18;
+
     /// Count one segment.
-    pub fn add(&mut self, health: Health) {
-        self.segments += 1;
-        let class = match health {
-            Health::Healthy => &mut self.healthy,
-            Health::Under => &mut self.under,
-            Health::Over => &mut self.over,
-            Health::Missing => &mut self.missing,
-        };
-        *class += 1;
+    pub fn add(&mut self, replicas: Replicas) {
+        match replicas {
+            Replicas { counted: 0, draining: 0 } => self.missing += 1,
+            Replicas { counted, .. } => self.counted[(counted as usize).min(Self::CLASSES - 1)] += 1,
+        }
+    }
+
+    /// By health, if `wanted` replicas are, at most 16.
+    pub fn tally(&self, wanted: u32) -> Tally {
+        let mut tally = Tally { segments: self.missing, missing: self.missing, ..Tally::default() };
+        for (counted, segments) in (0..).zip(self.counted) {
+            tally.segments += segments;
+            let class = match (Replicas { counted, draining: 1 }).health(wanted) {
+                Health::Healthy => &mut tally.healthy,
+                Health::Under => &mut tally.under,
+                Health::Over => &mut tally.over,
+                // A draining replica is none of them.
+                Health::Missing => &mut tally.missing,
+            };
+            *class += segments;
+        }
+        tally
     }
 }
 
@@ -112,11 +136,20 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_adds_up() {
-        let mut tally = Tally::default();
-        for health in [Health::Healthy, Health::Under, Health::Over, Health::Missing, Health::Healthy] {
-            tally.add(health);
+    fn one_histogram_answers_for_every_wanted_number() {
+        let all = [replicas(0, 0), replicas(0, 2), replicas(1, 0), replicas(3, 1), replicas(3, 0), replicas(40, 0)];
+        let mut histogram = Histogram::default();
+        all.iter().for_each(|replicas| histogram.add(*replicas));
+        for wanted in 1..=16 {
+            let count = |health| all.iter().filter(|replicas| replicas.health(wanted) == health).count() as u64;
+            let want = Tally {
+                segments: 6,
+                healthy: count(Health::Healthy),
+                under: count(Health::Under),
+                over: count(Health::Over),
+                missing: count(Health::Missing),
+            };
+            assert_eq!(histogram.tally(wanted), want, "{wanted}");
         }
-        assert_eq!(tally, Tally { segments: 5, healthy: 2, under: 1, over: 1, missing: 1 });
     }
 }
