@@ -7,6 +7,8 @@
 pub mod announcer;
 pub mod peer;
 pub mod serve;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod store;
 pub mod swarm;
 pub mod tracker_client;

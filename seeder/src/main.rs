@@ -1,1 +1,52 @@
-fn main() {}
+//! The program `swarm-seeder`: arguments, start, wait, drain.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use prometheus::Registry;
+use swarm_proto::admin;
+use swarm_proto::settings::to_toml;
+use swarm_seeder::peer::Stopped;
+use swarm_seeder::service::{Flags, Seeder, SeederConfig};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match SeederConfig::load(&flags, std::env::vars()) {
+        Ok(config) => config,
+        Err(error) => return failed(&error, 78),
+    };
+    if flags.print_config {
+        print!("{}", to_toml(&config));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = admin::init_log(&config.log, config.log_format) {
+        return failed(&error, 78);
+    }
+    let seeder = match Seeder::start(config, &Registry::new()).await {
+        Ok(seeder) => seeder,
+        Err(error) => return failed(&error, error.exit_code()),
+    };
+    let failure = tokio::select! {
+        failure = seeder.failed() => Some(failure),
+        asked = admin::stop_requested() => {
+            if let Err(error) = asked {
+                tracing::error!(%error, "listen for signals");
+            }
+            None
+        }
+    };
+    match seeder.stop().await {
+        Stopped::Clean => tracing::info!("ended clean"),
+        Stopped::Forced => tracing::warn!("ended forced: something was cut off"),
+    }
+    match failure {
+        Some(error) => failed(&error, error.exit_code()),
+        None => ExitCode::SUCCESS,
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("swarm-seeder: {error}");
+    ExitCode::from(code)
+}

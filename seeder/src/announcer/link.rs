@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use super::Shared;
 use super::pending::{Backoff, Pending, State, deltas, inventory};
 use crate::store::{ChunkStore, Holding};
+use crate::tracker_client::innermost;
 
 /// Longest wait for the tracker to open the stream and to say welcome.
 const WELCOME_WAIT: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ enum Ended {
 
 impl From<tonic::Status> for Ended {
     fn from(status: tonic::Status) -> Self {
-        Self::Broken(status.message().to_owned())
+        Self::Broken(innermost(&status))
     }
 }
 

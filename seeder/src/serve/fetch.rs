@@ -73,9 +73,6 @@ impl<S: ChunkStore> Chunks<S> {
     fn lacks(&self, id: SegmentId, error: StoreError) -> Result<v1::Presence, Status> {
         match error {
             StoreError::Missing(_) | StoreError::Partial(_) | StoreError::Corrupt { .. } => {
-                if let StoreError::Corrupt { chunk, .. } = error {
-                    tracing::warn!(segment = %id, chunk, "a chunk at rest was corrupt and is dropped");
-                }
                 Ok(self.store.held(&id).map_or_else(nothing, |held| v1::Presence::from(&held.presence)))
             }
             error => {

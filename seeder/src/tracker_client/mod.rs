@@ -238,7 +238,7 @@ fn is_absence(status: &Status) -> bool {
 }
 
 /// The last cause of a status, which says more to a person than "transport error".
-fn innermost(status: &Status) -> String {
+pub(crate) fn innermost(status: &Status) -> String {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
     let mut text = status.message().to_owned();
     while let Some(error) = cause {
