@@ -27,9 +27,15 @@ pub struct Ls {
     /// Names that begin with a dot too (JSON always has them)
     #[arg(short, long)]
     all: bool,
-    /// As JSON: an array with one object for each entry
+    /// As one JSON object with an array of entries
     #[arg(long)]
     json: bool,
+}
+
+/// What `ls --json` shows.
+#[derive(Debug, Serialize)]
+struct Listing {
+    entries: Vec<JsonNode>,
 }
 
 /// An entry or an inode, as `ls --json` and `stat --json` show it; documented in docs/CLI.md.
@@ -157,7 +163,7 @@ impl Ls {
             self.text(&shown, &mut out)?;
         }
         if self.json {
-            out.json(&json)?;
+            out.json(&Listing { entries: json })?;
         }
         out.finish()
     }

@@ -6,8 +6,12 @@
 pub mod connect;
 pub mod exit;
 mod ls;
+mod mkdir;
 pub mod name;
 mod peers;
+mod problems;
+mod progress;
+mod put;
 mod show;
 mod status;
 pub mod target;
@@ -48,8 +52,12 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Copy files, folders and standard input into the swarm
+    Put(put::Put),
     /// List a folder
     Ls(ls::Ls),
+    /// Make folders
+    Mkdir(mkdir::Mkdir),
     /// Show the health of the swarm
     Status(status::Status),
     /// List the peers of the swarm
@@ -86,6 +94,8 @@ fn run(cli: Cli) -> Outcome {
 
 async fn dispatch(command: Command, tool: &Tool) -> Outcome {
     match command {
+        Command::Put(command) => command.run(tool).await,
+        Command::Mkdir(command) => command.run(tool).await,
         Command::Ls(command) => command.run(tool).await,
         Command::Status(command) => command.run(tool).await,
         Command::Peers(command) => command.run(tool).await,

@@ -62,7 +62,7 @@ impl Fingerprint {
 /// Cost:   reads and hashes on blocking threads, within the uploader's room.
 pub async fn upload_file(uploader: &Uploader, file: Arc<File>) -> Result<Uploaded, UploadError> {
     for _ in 0..ATTEMPTS {
-        let before = blocking(&file, Fingerprint::of).await?;
+        let before = blocking(uploader, &file, Fingerprint::of).await?;
         if before.size == 0 {
             // Some files (of /proc) say 0 and yield bytes all the same; an empty one ends at once.
             let whole = file.try_clone().map_err(read_error)?;
@@ -71,7 +71,7 @@ pub async fn upload_file(uploader: &Uploader, file: Arc<File>) -> Result<Uploade
         let range = ByteRange::at(0, before.size);
         match upload_range(uploader, &file, range).await {
             Ok((extents, leases, sent_bytes)) => {
-                if blocking(&file, Fingerprint::of).await? == before {
+                if blocking(uploader, &file, Fingerprint::of).await? == before {
                     let manifest = Manifest::new(extents).map_err(UploadError::TooLarge)?;
                     return Ok(Uploaded { manifest, leases, sent_bytes });
                 }
@@ -92,7 +92,7 @@ pub async fn upload_range(
     range: ByteRange,
 ) -> Result<(Vec<Extent>, Vec<Lease>, u64), UploadError> {
     let segment_bytes = uploader.config().segment_bytes;
-    let stretches = blocking(file, move |file| {
+    let stretches = blocking(uploader, file, move |file| {
         // Past the end everything looks like a hole.
         match file.metadata()?.len() < range.end {
             true => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -107,7 +107,7 @@ pub async fn upload_range(
                 Stretch::Hole(length) => Ok((Extent::Hole { length }, None)),
                 Stretch::Data(range) => {
                     let room = uploader.room(range.len()).await?;
-                    let piece = blocking(&file, move |file| read_piece(file, range)).await?;
+                    let piece = blocking(&uploader, &file, move |file| read_piece(file, range)).await?;
                     let placed = uploader.place(piece, room).await?;
                     Ok::<_, UploadError>((Extent::whole(placed.segment), Some(placed)))
                 }
@@ -179,9 +179,12 @@ fn read_error(error: io::Error) -> UploadError {
 }
 
 async fn blocking<T: Send + 'static>(
+    uploader: &Uploader,
     file: &Arc<File>,
     work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
 ) -> Result<T, UploadError> {
+    // Hundreds of files at a time would otherwise mean hundreds of threads.
+    let _turn = uploader.inner.readers.acquire().await.map_err(|_| UploadError::Stopping)?;
     let file = file.clone();
     let done = tokio::task::spawn_blocking(move || work(&file)).await.map_err(|_| UploadError::Stopping)?;
     done.map_err(read_error)

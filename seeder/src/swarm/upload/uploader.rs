@@ -26,6 +26,8 @@ const BATCH_BYTES: u64 = 16 << 20;
 pub(super) const BATCH_SEGMENTS: usize = 1_024;
 /// Batches on their way at a time. While all are, segments gather, so that batches grow under load.
 const BATCHES: usize = 8;
+/// Blocking reads of sources at a time: enough to keep a disk's queue full.
+const READERS: usize = 16;
 /// How long the list of seeders is believed.
 const SEEDERS_AGE: Duration = Duration::from_secs(2);
 /// Longest wait for a sync: a seeder may have gigabytes to write out.
@@ -119,6 +121,8 @@ pub(super) struct Inner {
     pub(super) links: Links,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
+    /// Blocking reads at a time.
+    pub(super) readers: Semaphore,
     room: Arc<Semaphore>,
     room_units: u32,
     queue: mpsc::UnboundedSender<Job>,
@@ -155,6 +159,7 @@ impl Uploader {
             links: Links::default(),
             tasks: tasks.clone(),
             stop,
+            readers: Semaphore::new(READERS),
             room: Arc::new(Semaphore::new(room_units as usize)),
             room_units,
             queue,
