@@ -4,7 +4,9 @@
 //! announces. [`server::Tracker`] is both in one process.
 
 pub mod acks;
+pub mod capacity;
 pub mod catalog;
+pub mod census;
 pub mod config;
 pub mod grpc;
 pub mod holders;
@@ -13,6 +15,7 @@ pub mod metrics;
 pub mod namespace;
 pub mod peers;
 pub mod policy;
+pub mod roster;
 pub mod server;
 pub mod soft;
 pub mod store;

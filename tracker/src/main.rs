@@ -1,15 +1,19 @@
 //! `swarm-tracker`: arguments, build, run, drain.
 
+use std::io::ErrorKind::PermissionDenied;
 use std::process::ExitCode;
 
 use clap::Parser;
 use swarm_proto::{admin, settings};
 use swarm_tracker::config::Flags;
+use swarm_tracker::store::StoreError;
 use swarm_tracker::{StartError, Tracker, TrackerConfig};
 
 /// As sysexits.h names them.
 const USAGE: u8 = 2;
+const CORRUPT: u8 = 65;
 const UNREACHABLE: u8 = 69;
+const PERMISSION: u8 = 77;
 const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
@@ -44,6 +48,10 @@ fn run(flags: &Flags) -> Result<(), (u8, String)> {
 fn code_of(error: &StartError) -> u8 {
     match error {
         StartError::Config { .. } => CONFIG,
-        StartError::Bind { .. } | StartError::Internal(_) => UNREACHABLE,
+        StartError::Catalog(StoreError::Foreign(_) | StoreError::Version { .. }) => CONFIG,
+        StartError::Catalog(StoreError::Corrupt(_)) => CORRUPT,
+        StartError::Catalog(StoreError::Io { source, .. }) if source.kind() == PermissionDenied => PERMISSION,
+        StartError::Bind { source, .. } if source.kind() == PermissionDenied => PERMISSION,
+        StartError::Bind { .. } | StartError::Catalog(_) | StartError::Internal(_) => UNREACHABLE,
     }
 }

@@ -1,24 +1,32 @@
 //! A whole tracker in one process: built from its configuration, run, and stopped.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use swarm_proto::admin::{self, Readiness};
+use swarm_proto::v1::catalog_server::CatalogServer;
 use swarm_proto::v1::holders_server::HoldersServer;
-use swarm_proto::{BootId, SwarmId, v1};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use swarm_proto::{BootId, MAX_MESSAGE_BYTES, v1};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
+use crate::capacity::SwarmCapacity;
+use crate::catalog::{Catalog, CatalogConfig};
+use crate::census::Census;
 use crate::config::{AdminListen, TrackerConfig};
-use crate::grpc::holders::{Copies, Desk, HoldersService};
+use crate::grpc::catalog::CatalogService;
+use crate::grpc::holders::{Desk, HoldersService};
 use crate::grpc::observe::ObserveLayer;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::peers::Registry;
+use crate::roster;
 use crate::soft::Soft;
+use crate::store::schema::Settings;
+use crate::store::{MemoryStore, SledStore, Store, StoreError};
 
 /// Largest message to the Holders service: 16,384 ids and their framing.
 const MOST_HOLDERS_MESSAGE: usize = 1024 * 1024;
@@ -35,6 +43,12 @@ const KEEPALIVE_WITHIN: Duration = Duration::from_secs(4);
 
 /// How long calls may go on after stop was asked for.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// How long the rest may take.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// How old the health that the metrics show may be.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// How often time is looked at: what the dead held is forgotten so much later than the grace, at most.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -58,6 +72,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The catalog cannot be used.
+    #[error(transparent)]
+    Catalog(#[from] StoreError),
     /// A part of the program contradicts itself.
     #[error("{0}")]
     Internal(String),
@@ -77,59 +94,98 @@ pub struct Tracker {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
     soft: Arc<Soft>,
-    stop: CancellationToken,
-    cut: CancellationToken,
+    catalog: Arc<Catalog>,
+    store: Weak<dyn Store>,
     ready: Readiness,
-    tasks: TaskTracker,
+    phases: Phases,
+}
+
+/// The end comes in three steps: no new calls, no more connections, no more work.
+struct Phases {
+    /// Ends streams, and the accepting of connections.
+    stop: CancellationToken,
+    /// Cuts the connections that are left.
+    cut: CancellationToken,
+    /// Ends what answers the calls.
+    halt: CancellationToken,
+    calls: TaskTracker,
+    work: TaskTracker,
+}
+
+impl Drop for Phases {
+    /// A tracker that was not stopped ends without waiting.
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.cut.cancel();
+        self.halt.cancel();
+    }
 }
 
 impl Tracker {
     /// Start it; it serves when this returns.
     ///
     /// Errors: nothing is left behind.
+    /// Cost:   reads all names of the catalog.
     pub async fn start(config: TrackerConfig) -> Result<Self, StartError> {
         config.validate().map_err(|(key, reason)| StartError::Config { key, reason })?;
         let listener = Listener::bind(config.listen)
             .await
             .map_err(|source| StartError::Bind { address: config.listen, source })?;
-        let (stop, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let phases = Phases {
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            halt: CancellationToken::new(),
+            calls: TaskTracker::new(),
+            work: TaskTracker::new(),
+        };
         let soft = Arc::new(Soft::new(Registry::new(config.stale_grace.0, config.dead_after.0)));
-        let metrics = Arc::new(Metrics::new(soft.clone()).map_err(|error| StartError::Internal(error.to_string()))?);
+        let (store, catalog) = open_catalog(&config, soft.clone(), &phases).await?;
+        roster::restore(&catalog, &soft).await?;
+        let census = Arc::new(Census::new(soft.clone(), catalog.clone()));
+        let metrics = Metrics::new(census.clone());
+        let metrics = Arc::new(metrics.map_err(|error| StartError::Internal(error.to_string()))?);
         let ready = Readiness::default();
         let admin_address = match config.admin_listen {
             AdminListen::Off => None,
             AdminListen::On(address) => {
-                let bound = admin::serve(address, metrics.registry().clone(), ready.clone(), &tasks, cut.clone());
+                let (registry, ready) = (metrics.registry().clone(), ready.clone());
+                let bound = admin::serve(address, registry, ready, &phases.work, phases.halt.clone());
                 Some(bound.await.map_err(|source| StartError::Bind { address, source })?)
             }
         };
-        let desk = Arc::new(Desk {
-            soft: soft.clone(),
-            boot_id: BootId::random(),
-            swarm_id: SwarmId::random(),
-            copies: Copies { replicas: config.replicas, min_replicas: config.min_replicas },
-            started: Instant::now(),
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        });
-        let tracker = Self { address: listener.address(), admin_address, soft, stop, cut, ready, tasks };
-        tracker.serve(listener, desk, metrics)?;
-        tracker.sweep();
+        let address = listener.address();
+        let tracker = Self { address, admin_address, soft, catalog, store, ready, phases };
+        tracker.serve(listener, metrics, census.clone())?;
+        tracker.look_after(census);
         tracker.ready.set(true);
-        tracing::info!(address = %tracker.address, "tracker serves");
+        tracing::info!(%address, swarm = %tracker.catalog.swarm_id(), "tracker serves");
         Ok(tracker)
     }
 
-    fn serve(&self, listener: Listener, desk: Arc<Desk>, metrics: Arc<Metrics>) -> Result<(), StartError> {
+    fn serve(&self, listener: Listener, metrics: Arc<Metrics>, census: Arc<Census>) -> Result<(), StartError> {
+        let Phases { stop, cut, calls, .. } = &self.phases;
+        let desk = Desk {
+            soft: self.soft.clone(),
+            boot_id: BootId::random(),
+            catalog: self.catalog.clone(),
+            census,
+            started: Instant::now(),
+            tasks: calls.clone(),
+            stop: stop.clone(),
+        };
+        let holders = HoldersServer::new(HoldersService::new(Arc::new(desk)))
+            .max_decoding_message_size(MOST_HOLDERS_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let capacity = SwarmCapacity { soft: self.soft.clone(), catalog: self.catalog.clone() };
+        let service = CatalogService::new(self.catalog.clone(), Arc::new(capacity)).until(stop.clone());
+        let catalog = CatalogServer::new(service)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
             .build_v1()
             .map_err(|error| StartError::Internal(error.to_string()))?;
-        let holders = HoldersServer::new(HoldersService::new(desk))
-            .max_decoding_message_size(MOST_HOLDERS_MESSAGE)
-            .max_encoding_message_size(swarm_proto::MAX_MESSAGE_BYTES);
-        let connections = listener.accept(&self.tasks, self.stop.clone(), self.cut.clone());
         let server = Server::builder()
             .layer(ObserveLayer::new(metrics))
             .max_concurrent_streams(STREAMS_A_CONNECTION)
@@ -138,26 +194,39 @@ impl Tracker {
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
             .add_service(holders)
+            .add_service(catalog)
             .add_service(health)
-            .add_service(reflection)
-            .serve_with_incoming_shutdown(connections, self.stop.clone().cancelled_owned());
-        self.tasks.spawn(async move {
-            if let Err(error) = server.await {
+            .add_service(reflection);
+        let connections = listener.accept(calls, stop.clone(), cut.clone());
+        let served = server.serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        calls.spawn(async move {
+            if let Err(error) = served.await {
                 tracing::error!(%error, "serve");
             }
         });
         Ok(())
     }
 
-    fn sweep(&self) {
-        let (soft, stop, tasks) = (self.soft.clone(), self.stop.clone(), self.tasks.clone());
-        self.tasks.spawn(async move {
+    /// What runs beside the calls.
+    fn look_after(&self, census: Arc<Census>) {
+        let Phases { halt, work, .. } = &self.phases;
+        work.spawn(roster::run(self.catalog.clone(), self.soft.clone(), halt.clone()));
+        let (tasks, stop) = (work.clone(), halt.clone());
+        work.spawn(async move {
+            while timeout(COUNT_EVERY, stop.cancelled()).await.is_err() {
+                if let Err(error) = census.current(&tasks).await {
+                    tracing::warn!(%error, "count the segments");
+                }
+            }
+        });
+        let (soft, halt, tasks) = (self.soft.clone(), halt.clone(), work.clone());
+        work.spawn(async move {
             let mut ticks = interval(SWEEP_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
-                    () = stop.cancelled() => return,
+                    () = halt.cancelled() => return,
                 }
                 let soft = soft.clone();
                 // A large peer's holdings take a while to forget.
@@ -178,18 +247,30 @@ impl Tracker {
         self.admin_address
     }
 
-    /// Stop: no new calls, a few seconds for those in progress, then none.
+    /// Stop: no new calls, a few seconds for those in progress, then none. Another tracker can open the
+    /// same folder when this returns.
     ///
-    /// Cost: at most about five seconds.
+    /// Cost: at most about eight seconds.
     pub async fn stop(self) -> Stopped {
-        self.ready.set(false);
-        self.stop.cancel();
-        self.tasks.close();
-        // The operator's endpoint answers until the calls have ended.
-        let clean = timeout(DRAIN, self.tasks.wait()).await.is_ok();
-        self.cut.cancel();
-        if timeout(DRAIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!("tasks of the tracker did not end");
+        let Self { catalog, store, ready, phases, .. } = self;
+        ready.set(false);
+        phases.stop.cancel();
+        phases.calls.close();
+        let clean = timeout(DRAIN, phases.calls.wait()).await.is_ok();
+        phases.cut.cancel();
+        phases.halt.cancel();
+        phases.work.close();
+        drop(catalog);
+        let ended = async {
+            phases.calls.wait().await;
+            phases.work.wait().await;
+            // Connections that were cut let go of their services a moment later.
+            while store.strong_count() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(CLOSE, ended).await.is_err() {
+            tracing::warn!("some work of the tracker did not end in time");
         }
         match clean {
             true => Stopped::Clean,
@@ -198,10 +279,19 @@ impl Tracker {
     }
 }
 
-impl Drop for Tracker {
-    /// A tracker that was not stopped ends without waiting.
-    fn drop(&mut self) {
-        self.stop.cancel();
-        self.cut.cancel();
-    }
+/// In its folder, or in memory.
+async fn open_catalog(
+    config: &TrackerConfig,
+    acks: Arc<Soft>,
+    phases: &Phases,
+) -> Result<(Weak<dyn Store>, Arc<Catalog>), StoreError> {
+    let Phases { work, halt, .. } = phases;
+    let store: Arc<dyn Store> = match &config.data {
+        Some(folder) => Arc::new(SledStore::open(folder, work, halt.clone()).await?),
+        None => Arc::new(MemoryStore::new()),
+    };
+    let settings = Settings { replicas: config.replicas, min_replicas: config.min_replicas };
+    let wanted = CatalogConfig { settings: Some(settings), ..CatalogConfig::default() };
+    let weak = Arc::downgrade(&store);
+    Ok((weak, Catalog::open(store, wanted, acks, work, halt.clone()).await?))
 }

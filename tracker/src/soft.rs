@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use swarm_proto::v1::{Load, Refresh, TrackerOrder, Verify, tracker_order::Order};
+use swarm_proto::v1::{Load, PeerKind, Refresh, TrackerOrder, Verify, tracker_order::Order};
 use swarm_proto::{PeerId, ProcessId, SegmentId};
 
+use crate::acks::AckSink;
 use crate::holders::{Doubt, Extent, Holders, HoldersFull};
 use crate::peers::{Facts, Liveness, Opened, OrderSender, Peer, PeerSlot, Refusal, Registry, State};
 
@@ -197,19 +198,6 @@ impl Soft {
         self.forget_if_dead(&stream.opened.peer, Instant::now());
     }
 
-    /// A seeder acknowledged to a publisher that it keeps these segments.
-    pub fn acknowledged(&self, id: &PeerId, ids: &[SegmentId]) {
-        let Some(peer) = self.registry.find(id) else { return };
-        let mut held = peer.holdings.lock();
-        if self.registry.state(&peer, Instant::now()) == State::Dead {
-            return;
-        }
-        *held = true;
-        if let Err(error) = self.holders.add(peer.slot(), Extent::Whole, ids) {
-            tracing::warn!(%error, peer = %id, "enter acknowledged segments");
-        }
-    }
-
     /// Somebody says that a holder answered wrongly or not at all.
     ///
     /// Shape: lowers the holder, for a while or until it announces the segment again. Never removes it: an
@@ -289,6 +277,38 @@ impl Soft {
             self.holders.forget(peer.slot());
             *held = false;
         }
+    }
+}
+
+impl AckSink for Soft {
+    fn acknowledged(&self, id: PeerId, ids: &[SegmentId]) {
+        let Some(peer) = self.registry.find(&id) else { return };
+        let mut held = peer.holdings.lock();
+        if self.registry.state(&peer, Instant::now()) == State::Dead {
+            return;
+        }
+        *held = true;
+        if let Err(error) = self.holders.add(peer.slot(), Extent::Whole, ids) {
+            tracing::warn!(%error, peer = %id, "enter acknowledged segments");
+        }
+    }
+
+    fn known(&self, ids: &[SegmentId]) -> Vec<bool> {
+        let now = Instant::now();
+        let mut durable: HashMap<PeerSlot, bool> = HashMap::new();
+        let mut found = Vec::new();
+        let mut known = |id: &SegmentId| {
+            found.clear();
+            self.holders.holders_into(id.as_bytes(), &mut found);
+            found.iter().filter(|holder| !holder.is_partial()).any(|holder| {
+                *durable.entry(holder.peer()).or_insert_with(|| {
+                    let peer = self.registry.get(holder.peer());
+                    peer.map(|peer| self.registry.snapshot(&peer, now))
+                        .is_some_and(|known| known.facts.kind == PeerKind::Seeder && known.state != State::Dead)
+                })
+            })
+        };
+        ids.iter().map(&mut known).collect()
     }
 }
 

@@ -80,7 +80,7 @@ async fn run(
     tracing::info!(peer = %shown.0, kind = shown.1, address, "peer announces");
     let welcome = Order::Welcome(Welcome {
         boot_id: desk.boot_id.to_wire(),
-        swarm_id: desk.swarm_id.to_wire(),
+        swarm_id: desk.catalog.swarm_id().to_wire(),
         epoch: EPOCH,
         grace_ms: millis(desk.soft.registry.grace()),
         load_every_ms: millis(LOAD_EVERY),

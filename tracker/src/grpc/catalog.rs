@@ -13,9 +13,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use swarm_proto::v1::{self, catalog_server};
 use swarm_proto::{Fault, Revision, fault};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{CapacitySource, Catalog};
@@ -34,6 +35,7 @@ pub struct CatalogService {
     catalog: Arc<Catalog>,
     capacity: Arc<dyn CapacitySource>,
     uploads: Arc<tokio::sync::Semaphore>,
+    stop: CancellationToken,
 }
 
 /// Manifests and catalogs that may arrive at the same time; more wait.
@@ -42,7 +44,13 @@ const UPLOADS: usize = 16;
 impl CatalogService {
     /// Serve a catalog; wrap it in [`catalog_server::CatalogServer`].
     pub fn new(catalog: Arc<Catalog>, capacity: Arc<dyn CapacitySource>) -> Self {
-        Self { catalog, capacity, uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)) }
+        let uploads = Arc::new(tokio::sync::Semaphore::new(UPLOADS));
+        Self { catalog, capacity, uploads, stop: CancellationToken::new() }
+    }
+
+    /// End the streams of watchers at `stop`: they would go on for ever.
+    pub fn until(self, stop: CancellationToken) -> Self {
+        Self { stop, ..self }
     }
 
     /// A place among the uploads; waits for one as long as a stream may be silent.
@@ -115,7 +123,8 @@ impl catalog_server::Catalog for CatalogService {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
         let after = Revision(request.into_inner().after_revision);
-        Ok(Response::new(read::watch(self.catalog.clone(), after)))
+        let changes = read::watch(self.catalog.clone(), after);
+        Ok(Response::new(Box::pin(changes.take_until(self.stop.clone().cancelled_owned()))))
     }
 
     async fn stat_fs(&self, _: Request<v1::StatFsRequest>) -> Reply<v1::StatFsReply> {

@@ -3,28 +3,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use swarm_proto::BootId;
 use swarm_proto::v1::holders_server::Holders;
 use swarm_proto::v1::{
     AnnounceMessage, LocateReply, LocateRequest, PeersReply, PeersRequest, PlaceReply, PlaceRequest, ReportReply,
     ReportRequest, StatusReply, StatusRequest, TrackerOrder,
 };
-use swarm_proto::{BootId, SwarmId};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{announce, locate, peers, place, report, status};
+use crate::catalog::Catalog;
+use crate::census::Census;
 use crate::soft::Soft;
-
-/// What the swarm's operator decided about copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Copies {
-    /// Replicas that a healthy segment has.
-    pub replicas: u32,
-    /// Replicas that a publisher waits for.
-    pub min_replicas: u32,
-}
 
 /// What all methods need.
 pub struct Desk {
@@ -32,10 +25,10 @@ pub struct Desk {
     pub soft: Arc<Soft>,
     /// This process.
     pub boot_id: BootId,
-    /// This swarm.
-    pub swarm_id: SwarmId,
-    /// The swarm's settings.
-    pub copies: Copies,
+    /// Names, and the swarm's settings.
+    pub catalog: Arc<Catalog>,
+    /// How well all segments are kept.
+    pub census: Arc<Census>,
     /// When this process began.
     pub started: Instant,
     /// Where streams run.

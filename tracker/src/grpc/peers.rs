@@ -18,7 +18,7 @@ fn status(known: &Snapshot) -> PeerStatus {
     let load = known.load.unwrap_or_default();
     PeerStatus {
         info: Some(known.info()),
-        capacity_bytes: known.facts.capacity_bytes,
+        capacity_bytes: known.capacity_bytes(),
         used_bytes: load.used_bytes,
         free_bytes: known.free_bytes(),
         segments: load.segments,

@@ -3,21 +3,42 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use swarm_proto::convert;
 use swarm_proto::v1::{PeerKind, StatusReply, StatusRequest};
+use swarm_proto::{convert, fault};
 use tonic::Status;
 
 use super::holders::Desk;
+use crate::catalog::refusal_of;
 use crate::peers::{Snapshot, State};
 
 /// Answer one call.
 pub(super) async fn status(desk: &Desk, request: &StatusRequest) -> Result<StatusReply, Status> {
     convert::within("replicas", u64::from(request.replicas), 0, 16)?;
+    let counted = desk.census.current(&desk.tasks).await.map_err(|error| {
+        let refusal = refusal_of(&error);
+        fault::to_status(refusal.fault, refusal.message)
+    })?;
+    let settings = desk.catalog.settings();
+    let wanted = match request.replicas {
+        0 => settings.replicas,
+        asked => asked,
+    };
+    let (tally, names) = (counted.histogram.tally(wanted), desk.catalog.counts());
     let mut reply = StatusReply {
-        replicas: desk.copies.replicas,
-        min_replicas: desk.copies.min_replicas,
+        segments: tally.segments,
+        healthy: tally.healthy,
+        under_replicated: tally.under,
+        over_replicated: tally.over,
+        missing: tally.missing,
+        files: names.files,
+        directories: names.directories,
+        logical_bytes: names.logical_bytes,
+        distinct_bytes: counted.distinct_bytes,
+        replicas: settings.replicas,
+        min_replicas: settings.min_replicas,
         boot_id: desk.boot_id.to_wire(),
-        swarm_id: desk.swarm_id.to_wire(),
+        swarm_id: desk.catalog.swarm_id().to_wire(),
+        revision: desk.catalog.revision().0,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: u64::try_from(desk.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         ..StatusReply::default()
@@ -26,6 +47,7 @@ pub(super) async fn status(desk: &Desk, request: &StatusRequest) -> Result<Statu
     Ok(reply)
 }
 
+/// Shape: sums over seeders that are not dead; they saturate, for a peer may say anything.
 fn count_peers(reply: &mut StatusReply, all: &[Snapshot]) {
     let mut hosts = HashSet::new();
     for known in all {
@@ -34,18 +56,18 @@ fn count_peers(reply: &mut StatusReply, all: &[Snapshot]) {
             continue;
         }
         match known.state {
-            State::Live => reply.seeders_live += 1,
+            State::Live => {
+                reply.seeders_live += 1;
+                hosts.insert(known.facts.host.as_str());
+            }
             State::Stale => reply.seeders_stale += 1,
             State::Dead => {
                 reply.seeders_dead += 1;
                 continue;
             }
         }
-        if known.state == State::Live {
-            hosts.insert(known.facts.host.as_str());
-        }
         let load = known.load.unwrap_or_default();
-        reply.capacity_bytes = reply.capacity_bytes.saturating_add(known.facts.capacity_bytes);
+        reply.capacity_bytes = reply.capacity_bytes.saturating_add(known.capacity_bytes());
         reply.used_bytes = reply.used_bytes.saturating_add(load.used_bytes);
         reply.free_bytes = reply.free_bytes.saturating_add(known.free_bytes());
         reply.corrupt = reply.corrupt.saturating_add(load.corrupt_segments);

@@ -8,8 +8,8 @@ use std::fmt;
 
 pub use self::address::{AddressError, advertised};
 pub use self::liveness::{Liveness, State};
-pub(crate) use self::registry::OrderSender;
 pub use self::registry::{Facts, Opened, Peer, Refusal, Registry, SeederRecord, Snapshot};
+pub(crate) use self::registry::{OrderSender, Unsaved};
 
 /// A peer's small number in this tracker process; used again once the peer is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -49,6 +49,12 @@ pub struct SeederRecord {
     pub last_seen_ms: u64,
 }
 
+/// A record that the catalog has not got yet.
+pub(crate) struct Unsaved {
+    pub(crate) id: PeerId,
+    pub(crate) record: SeederRecord,
+}
+
 /// Orders on their way to a peer.
 pub(crate) type OrderSender = mpsc::Sender<Result<TrackerOrder, Status>>;
 
@@ -143,6 +149,15 @@ impl Snapshot {
             zone: self.facts.zone.clone(),
             host: self.facts.host.clone(),
             state: self.peer_state().into(),
+        }
+    }
+
+    /// Bytes that it offers; where it offers whatever is free, what it uses and could still take.
+    pub fn capacity_bytes(&self) -> u64 {
+        let load = self.load.unwrap_or_default();
+        match self.facts.capacity_bytes {
+            0 => load.used_bytes.saturating_add(load.free_bytes),
+            offered => offered,
         }
     }
 
@@ -329,17 +344,15 @@ impl Registry {
     }
 
     /// Seeders whose record changed since the last call, as the catalog shall remember them.
-    pub(crate) fn unsaved(&self) -> Vec<SeederRecord> {
+    pub(crate) fn unsaved(&self) -> Vec<Unsaved> {
         let now_ms = unix_ms();
         let take = |peer: &Arc<Peer>| {
             let mut inner = peer.inner.lock();
             let seeder = inner.facts.kind == PeerKind::Seeder;
             let unsaved = std::mem::take(&mut inner.unsaved);
-            (seeder && unsaved).then(|| SeederRecord {
-                facts: (*inner.facts).clone(),
-                draining: inner.draining,
-                last_seen_ms: now_ms,
-            })
+            let record =
+                || SeederRecord { facts: (*inner.facts).clone(), draining: inner.draining, last_seen_ms: now_ms };
+            (seeder && unsaved).then(|| Unsaved { id: peer.id, record: record() })
         };
         self.all().iter().filter_map(take).collect()
     }

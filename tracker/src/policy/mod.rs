@@ -3,3 +3,4 @@
 pub mod handout;
 pub mod health;
 pub mod placement;
+pub mod room;
