@@ -8,6 +8,7 @@ pub mod capacity;
 pub mod catalog;
 pub mod census;
 pub mod config;
+pub mod export;
 pub mod grpc;
 pub mod holders;
 pub mod listener;

@@ -122,3 +122,61 @@ impl LayoutReader {
         bytes.ok_or(ManifestError::Malformed("it ends too early"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use swarm_proto::Extent;
+
+    fn extent() -> impl Strategy<Value = Extent> {
+        let data =
+            (any::<[u8; 32]>(), 1u32..=MAX_SEGMENT_BYTES, any::<prop::sample::Index>()).prop_map(|(id, length, at)| {
+                let segment = Segment { id: SegmentId::new(id), length };
+                let offset_in_segment = at.index(length as usize) as u32;
+                Extent::Data { segment, offset_in_segment, length: length - offset_in_segment }
+            });
+        prop_oneof![data, (1u64..1 << 60).prop_map(|length| Extent::Hole { length })]
+    }
+
+    fn read(bytes: &[u8], piece: usize) -> Result<(u64, Vec<Segment>), ManifestError> {
+        let mut reader = LayoutReader::default();
+        let mut segments = Vec::new();
+        for piece in bytes.chunks(piece) {
+            reader.push(piece, &mut |segment| segments.push(segment))?;
+        }
+        Ok((reader.finish()?, segments))
+    }
+
+    fn agree(bytes: &[u8], piece: usize) {
+        let whole = Manifest::decode(bytes);
+        let pieces = read(bytes, piece);
+        match (&whole, &pieces) {
+            (Ok(manifest), Ok((size, segments))) => {
+                assert_eq!((manifest.size(), manifest.segments().collect::<Vec<_>>()), (*size, segments.clone()));
+            }
+            (Err(_), Err(_)) => {}
+            _ => panic!("whole {whole:?}, in pieces {pieces:?}"),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn it_accepts_exactly_what_the_decoder_accepts(
+            extents in prop::collection::vec(extent(), 0..12), piece in 1usize..200,
+            at: prop::sample::Index, byte: u8, cut: prop::sample::Index, more: Vec<u8>,
+        ) {
+            let Ok(manifest) = Manifest::new(extents) else { return Ok(()) };
+            let good = manifest.encode().to_vec();
+            prop_assert!(read(&good, piece).is_ok());
+            agree(&good, piece);
+            let mut changed = good.clone();
+            changed[at.index(good.len())] = byte;
+            agree(&changed, piece);
+            agree(&good[..cut.index(good.len())], piece);
+            agree(&[&good[..], &more[..]].concat(), piece);
+            agree(&more, piece);
+        }
+    }
+}

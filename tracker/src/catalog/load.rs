@@ -107,7 +107,7 @@ async fn try_load(store: &dyn Store) -> Result<Option<(Seen, Follower<Event>)>, 
         Some(Record::Settings(settings)) => settings,
         _ => Settings::default(),
     };
-    let mut seen = Seen { image: Image::default(), swarm, settings, revision: start };
+    let mut seen = Seen { image: Image::default(), swarm, settings, revision: start, names_at: start };
     let mut newest = start;
     let mut unread = Vec::new();
     for prefix in [prefix::nodes(swarm.tree), prefix::entries(swarm.tree)] {

@@ -92,6 +92,9 @@ pub struct Catalog {
     manifests: Arc<Manifests>,
     numbers: Arc<Numbers>,
     writer: WriterHandle,
+    importing: Arc<tokio::sync::Mutex<()>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Catalog {
@@ -110,7 +113,7 @@ impl Catalog {
         let numbers = Arc::new(Numbers::new(store.clone()));
         let (state, follower) = State::load(&store).await?;
         let manifests = Arc::new(Manifests::new(store.clone(), numbers.clone()));
-        manifests.drop_unfinished(&state).await?;
+        manifests.find_leftovers().await?;
         tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), follower, stop.clone()));
         let answers = requests::Answers::load(store.clone(), config.answers_kept).await?;
         let writer = writer::start(
@@ -125,8 +128,12 @@ impl Catalog {
             tasks,
             stop.clone(),
         );
-        tasks.spawn(sweep::run(manifests.clone(), state.clone(), answers, config.clone(), stop));
-        let catalog = Arc::new(Self { store, state, manifests, numbers, writer });
+        let importing = Arc::default();
+        let sweep =
+            sweep::run(manifests.clone(), state.clone(), answers, config.clone(), Arc::clone(&importing), stop.clone());
+        tasks.spawn(sweep);
+        let catalog =
+            Arc::new(Self { store, state, manifests, numbers, writer, importing, tasks: tasks.clone(), stop });
         if let Some(settings) = config.settings
             && settings != catalog.settings()
         {
@@ -226,6 +233,36 @@ impl Catalog {
     /// Return once everything answered so far survives a power cut.
     pub async fn sync(&self) -> Result<(), StoreError> {
         self.store.sync().await
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    pub(crate) fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Keep all names as they are until the guard is dropped.
+    pub(crate) async fn pause(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.writer.pause().await
+    }
+
+    /// The right to import. Err: somebody has it.
+    pub(crate) fn importing(&self) -> Result<tokio::sync::OwnedMutexGuard<()>, tokio::sync::TryLockError> {
+        self.importing.clone().try_lock_owned()
     }
 
     async fn commit_plain(&self, writes: Vec<Write>) -> Result<(), StoreError> {

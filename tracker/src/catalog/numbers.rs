@@ -18,19 +18,19 @@ use crate::store::{Commit, Condition, Outcome, Store, StoreError};
 const BLOCK: u64 = 65_536;
 
 /// See the module.
-pub struct Numbers {
+pub(crate) struct Numbers {
     store: Arc<dyn Store>,
     block: Mutex<std::ops::Range<u64>>,
 }
 
 impl Numbers {
     /// Nothing leased yet.
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self { store, block: Mutex::new(0..0) }
     }
 
     /// So many numbers that nobody else gets, in one run.
-    pub async fn take(&self, count: u64) -> Result<Fresh, StoreError> {
+    pub(crate) async fn take(&self, count: u64) -> Result<Fresh, StoreError> {
         let mut block = self.block.lock().await;
         if block.end - block.start < count {
             *block = self.lease(count.max(BLOCK)).await?;
@@ -41,7 +41,7 @@ impl Numbers {
     }
 
     /// Give back what was not used of the newest run.
-    pub async fn give_back(&self, left: Fresh) {
+    pub(crate) async fn give_back(&self, left: Fresh) {
         let mut block = self.block.lock().await;
         let left = left.into_range();
         if left.end == block.start {

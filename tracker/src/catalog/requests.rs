@@ -25,7 +25,7 @@ const REMEMBERED: i64 = 7;
 const AT_ONCE: usize = 1024;
 
 /// See the module.
-pub struct Answers {
+pub(super) struct Answers {
     store: Arc<dyn Store>,
     kept_ns: i64,
     /// What will expire, oldest first.

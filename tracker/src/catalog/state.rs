@@ -33,6 +33,8 @@ pub struct Seen {
     pub settings: Settings,
     /// As of this revision.
     pub revision: Revision,
+    /// The newest revision that changed a name or an inode.
+    pub names_at: Revision,
 }
 
 /// See the module.
@@ -81,7 +83,14 @@ impl State {
 
     /// Return once the view is at that revision, or after a time that means that something is wrong.
     pub async fn reached(&self, revision: Revision) {
-        drop(tokio::time::timeout(CATCH_UP, self.changes.reached(revision)).await);
+        self.reached_within(revision, CATCH_UP).await;
+    }
+
+    /// The same, where more than an event may have to be read.
+    pub async fn reached_within(&self, revision: Revision, patience: Duration) {
+        if tokio::time::timeout(patience, self.changes.reached(revision)).await.is_err() {
+            tracing::warn!(%revision, "the names in memory are behind the store");
+        }
     }
 
     fn absorb(&self, revision: Revision, event: &[Write], manifests: &Manifests) -> Result<Next, StoreError> {
@@ -108,6 +117,7 @@ impl Seen {
         for write in event {
             match Fact::read(self.swarm.tree, &write.key, write.value.as_ref())? {
                 Some(Fact::Name(name_write)) => {
+                    self.names_at = revision;
                     if let Some(digest) = self.image.apply(name_write, &mut changes) {
                         dead(digest);
                     }

@@ -14,6 +14,7 @@ pub(super) async fn run(
     state: Arc<State>,
     answers: Arc<Answers>,
     config: CatalogConfig,
+    importing: Arc<tokio::sync::Mutex<()>>,
     stop: CancellationToken,
 ) {
     if let Err(error) = manifests.find_dead(&state).await {
@@ -24,6 +25,11 @@ pub(super) async fn run(
             Ok(0) => {}
             Ok(dropped) => tracing::info!(dropped, "dropped manifests that no file names"),
             Err(error) => tracing::error!(%error, "drop manifests that no file names"),
+        }
+        if let Ok(_alone) = importing.try_lock()
+            && let Err(error) = manifests.drop_leftovers(&state).await
+        {
+            tracing::error!(%error, "drop what was left unfinished");
         }
         if let Err(error) = answers.expire(now_ns()).await {
             tracing::error!(%error, "let go of old answers");

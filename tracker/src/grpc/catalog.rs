@@ -137,7 +137,7 @@ impl catalog_server::Catalog for CatalogService {
     }
 
     async fn export(&self, _: Request<v1::ExportRequest>) -> Reply<Self::ExportStream> {
-        transfer::export(&self.catalog).await.map(Response::new)
+        Ok(Response::new(transfer::export(&self.catalog).await))
     }
 
     async fn import(&self, request: Request<Streaming<v1::CatalogPart>>) -> Reply<v1::ImportReply> {

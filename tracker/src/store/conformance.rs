@@ -11,7 +11,7 @@ use swarm_proto::Revision;
 use super::{Commit, Condition, MAX_VALUE_BYTES, Outcome, Store, StoreError, Write, scan_all};
 
 /// Makes an empty store.
-pub type Make<'a> = &'a mut dyn FnMut() -> BoxFuture<'static, Arc<dyn Store>>;
+pub(super) type Make<'a> = &'a mut dyn FnMut() -> BoxFuture<'static, Arc<dyn Store>>;
 
 fn key(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -47,7 +47,7 @@ async fn contents(store: &dyn Store, prefix: &str) -> BTreeMap<Bytes, Bytes> {
 }
 
 /// All of it.
-pub async fn run(make: Make<'_>) {
+pub(super) async fn run(make: Make<'_>) {
     values_carry_the_revision_that_wrote_them(&*make().await).await;
     a_commit_is_all_or_nothing(&*make().await).await;
     each_condition_holds_when_it_should(&*make().await).await;

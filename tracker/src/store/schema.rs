@@ -200,3 +200,6 @@ pub mod prefix {
         [b"r", &request.as_bytes()[..]].concat().into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ use super::numbers::Numbers;
 use super::state::State;
 use super::{put, refusal_of};
 use crate::namespace::Refusal;
-use crate::store::schema::{BodyNumber, Key, ManifestBody, ManifestHead, Record, prefix};
+use crate::store::schema::{BodyNumber, Key, ManifestBody, ManifestHead, Record, TreeNumber, prefix};
 use crate::store::{MAX_VALUE_BYTES, SCAN_PAGE, Store, StoreError, Write};
 
 pub use upload::Upload;
@@ -49,7 +49,22 @@ pub struct Manifests {
     cache: Mutex<Cache>,
     /// Perhaps named by no file, and since when.
     dead: Mutex<HashMap<ManifestDigest, Instant>>,
+    /// Held for reading by whoever needs that no manifest goes; the sweep writes.
+    keep: Arc<tokio::sync::RwLock<()>>,
+    leftovers: Mutex<Vec<Leftover>>,
 }
+
+/// What somebody who went away left in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftover {
+    /// Pages of a manifest that was not finished, or was there already.
+    Body(BodyNumber),
+    /// Names that never became the live ones, or no longer are.
+    Tree(TreeNumber),
+}
+
+/// While it lives no manifest is swept.
+pub(crate) type KeepGuard = tokio::sync::OwnedRwLockReadGuard<()>;
 
 struct Cache {
     entries: LruCache<ManifestDigest, Bytes>,
@@ -98,7 +113,12 @@ impl Manifests {
     pub(super) fn new(store: Arc<dyn Store>, numbers: Arc<Numbers>) -> Self {
         const ENTRIES: NonZeroUsize = NonZeroUsize::new(256 * 1024).expect("not zero");
         let cache = Mutex::new(Cache { entries: LruCache::new(ENTRIES), bytes: 0 });
-        Self { store, numbers, cache, dead: Mutex::default() }
+        Self { store, numbers, cache, dead: Mutex::default(), keep: Arc::default(), leftovers: Mutex::default() }
+    }
+
+    /// Sweep nothing while the guard lives.
+    pub(crate) async fn keep_all(&self) -> KeepGuard {
+        self.keep.clone().read_owned().await
     }
 
     /// A manifest's head.

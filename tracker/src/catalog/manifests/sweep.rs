@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use swarm_proto::ManifestDigest;
 
-use super::Manifests;
+use super::{Leftover, Manifests};
 use crate::catalog::load::corrupt;
 use crate::catalog::state::State;
-use crate::store::schema::{Key, ManifestBody, Record, prefix};
+use crate::store::schema::{Key, ManifestBody, Record, TreeNumber, prefix};
 use crate::store::{Commit, Condition, Outcome, SCAN_PAGE, StoreError, Write};
 
 impl Manifests {
@@ -22,28 +22,49 @@ impl Manifests {
         self.dead.lock().insert(digest, Instant::now());
     }
 
-    /// Drop what processes that were killed left unfinished.
-    pub(in crate::catalog) async fn drop_unfinished(&self, state: &State) -> Result<(), StoreError> {
+    /// Leave something to the sweep; never waits.
+    pub(crate) fn leave(&self, leftover: Leftover) {
+        self.leftovers.lock().push(leftover);
+    }
+
+    /// Drop what was left. Nobody imports meanwhile.
+    pub(in crate::catalog) async fn drop_leftovers(&self, state: &State) -> Result<(), StoreError> {
+        loop {
+            let Some(leftover) = self.leftovers.lock().pop() else { return Ok(()) };
+            match leftover {
+                Leftover::Body(body) => self.drop_body(body, Key::Upload(body)).await?,
+                Leftover::Tree(tree) if tree != state.view().swarm.tree => self.drop_tree(tree).await?,
+                Leftover::Tree(_) => {}
+            }
+        }
+    }
+
+    /// Find what processes that were killed left unfinished.
+    pub(in crate::catalog) async fn find_leftovers(&self) -> Result<(), StoreError> {
         let uploads = self.store.scan(prefix::UPLOADS, Bytes::new(), usize::MAX).await?;
         for entry in uploads.entries {
             let key = Key::decode(&entry.key).map_err(corrupt)?;
             if let Key::Upload(body) = key {
-                self.drop_body(body, key).await?;
+                self.leave(Leftover::Body(body));
             }
         }
         let imports = self.store.scan(prefix::IMPORTS, Bytes::new(), usize::MAX).await?;
         for entry in imports.entries {
             let key = Key::decode(&entry.key).map_err(corrupt)?;
-            if let Key::Import(tree) = key
-                && tree != state.view().swarm.tree
-            {
-                self.drop_all(prefix::nodes(tree)).await?;
-                self.drop_all(prefix::entries(tree)).await?;
+            match key {
+                Key::Import(tree) => self.leave(Leftover::Tree(tree)),
+                _ => {}
             }
-            self.store
-                .commit(Commit { conditions: Vec::new(), writes: vec![Write { key: entry.key, value: None }] })
-                .await?;
         }
+        Ok(())
+    }
+
+    /// Drop all names of a tree that is not live, and then the mark that says so.
+    pub(crate) async fn drop_tree(&self, tree: TreeNumber) -> Result<(), StoreError> {
+        self.drop_all(prefix::nodes(tree)).await?;
+        self.drop_all(prefix::entries(tree)).await?;
+        let mark = Write { key: Key::Import(tree).encode(), value: None };
+        self.store.commit(Commit { conditions: Vec::new(), writes: vec![mark] }).await?;
         Ok(())
     }
 
@@ -82,6 +103,7 @@ impl Manifests {
     ///
     /// Shape: how many were dropped.
     pub(in crate::catalog) async fn sweep(&self, state: &State, grace: Duration) -> Result<usize, StoreError> {
+        let Ok(_alone) = self.keep.try_write() else { return Ok(0) };
         let due: Vec<ManifestDigest> = {
             let view = state.view();
             let mut dead = self.dead.lock();

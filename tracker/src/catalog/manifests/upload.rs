@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use swarm_proto::{Fault, ManifestDigest};
 
-use super::{HERE_BYTES, Manifests, STORED_PAGE_BYTES};
+use super::{HERE_BYTES, Leftover, Manifests, STORED_PAGE_BYTES};
 use crate::catalog::layout::{LayoutReader, MAX_LAYOUT_BYTES};
 use crate::catalog::{put, refusal_of};
 use crate::namespace::Refusal;
@@ -20,7 +20,7 @@ const FLUSH_BYTES: usize = 64 * STORED_PAGE_BYTES;
 /// How often to try again when another upload of the same manifest comes between.
 const TRIES: usize = 8;
 
-/// See the module. Call [`Upload::abandon`] on one that is not finished.
+/// See the module. One that is dropped unfinished leaves its pages to the sweep.
 pub struct Upload {
     manifests: Arc<Manifests>,
     hasher: blake3::Hasher,
@@ -116,15 +116,6 @@ impl Upload {
         })
     }
 
-    /// Drop what was written. After a finished upload: nothing, or the pages that were there already.
-    pub async fn abandon(self) {
-        let Some(body) = self.body else { return };
-        // What fails here is swept at the next start.
-        if let Err(error) = self.manifests.drop_body(body, Key::Upload(body)).await {
-            tracing::warn!(%error, "drop an unfinished manifest");
-        }
-    }
-
     async fn write(&mut self, length: usize) -> Result<(), StoreError> {
         let mut writes = Vec::new();
         let body = match self.body {
@@ -143,6 +134,14 @@ impl Upload {
         }
         self.manifests.store.commit(Commit { conditions: Vec::new(), writes }).await?;
         Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(body) = self.body {
+            self.manifests.leave(Leftover::Body(body));
+        }
     }
 }
 

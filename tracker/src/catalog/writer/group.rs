@@ -132,7 +132,7 @@ fn condition_of(tree: TreeNumber, relied: Relied, since: Revision) -> Condition 
     }
 }
 
-pub(in crate::catalog) fn record_of(tree: TreeNumber, write: NameWrite) -> Write {
+pub(crate) fn record_of(tree: TreeNumber, write: NameWrite) -> Write {
     match write {
         NameWrite::Node(inode, node) => {
             Write { key: Key::Node(tree, inode).encode(), value: node.map(|node| Record::Node(node).encode()) }

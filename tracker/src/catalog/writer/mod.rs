@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use group::record_of;
+
 use super::manifests::{Manifests, Prepared};
 use super::numbers::Numbers;
 use super::refuse_unavailable;

@@ -53,14 +53,8 @@ pub(super) async fn put(
     mut pages: Streaming<v1::ManifestPage>,
 ) -> Result<v1::PutManifestReply, Status> {
     let mut upload = Upload::new(catalog.manifests().clone());
-    let done = receive(&mut upload, &mut pages).await;
-    upload.abandon().await;
-    done.map(|()| v1::PutManifestReply {})
-}
-
-async fn receive(upload: &mut Upload, pages: &mut Streaming<v1::ManifestPage>) -> Result<(), Status> {
     let mut digest = None;
-    while let Some(page) = next(pages).await? {
+    while let Some(page) = next(&mut pages).await? {
         convert::within("data", page.data.len() as u64, 0, PAGE_BYTES as u64)?;
         match (&digest, page.digest.is_empty()) {
             (None, _) => digest = Some(convert::manifest_digest("digest", &page.digest)?),
@@ -71,5 +65,5 @@ async fn receive(upload: &mut Upload, pages: &mut Streaming<v1::ManifestPage>) -
     }
     let digest = digest.ok_or_else(|| Status::invalid_argument("a manifest without a page"))?;
     upload.finish(digest).await.map_err(status_of)?;
-    Ok(())
+    Ok(v1::PutManifestReply {})
 }

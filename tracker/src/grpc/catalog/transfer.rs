@@ -1,15 +1,45 @@
 //! The whole catalog, out and in.
 
-use swarm_proto::v1;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use swarm_proto::manifest::PAGE_BYTES;
+use swarm_proto::{convert, v1};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::Answers;
+use super::{Answers, next, status_of};
 use crate::catalog::Catalog;
+use crate::export::{Import, Imported, Replace};
 
-pub(super) async fn export(_: &Catalog) -> Result<Answers<v1::CatalogPart>, Status> {
-    Err(Status::unimplemented("being built"))
+pub(super) async fn export(catalog: &Arc<Catalog>) -> Answers<v1::CatalogPart> {
+    let parts = ReceiverStream::new(catalog.export().await);
+    parts.map(|part| part.map(|data| v1::CatalogPart { data, replace: false }).map_err(status_of)).boxed()
 }
 
-pub(super) async fn import(_: &Catalog, _: Streaming<v1::CatalogPart>) -> Result<v1::ImportReply, Status> {
-    Err(Status::unimplemented("being built"))
+pub(super) async fn import(
+    catalog: &Arc<Catalog>,
+    mut parts: Streaming<v1::CatalogPart>,
+) -> Result<v1::ImportReply, Status> {
+    let Some(first) = next(&mut parts).await? else { return Err(Status::invalid_argument("an import without a part")) };
+    let replace = if first.replace { Replace::Anything } else { Replace::Empty };
+    let mut import = catalog.import(replace).await.map_err(status_of)?;
+    let done = receive(&mut import, first, &mut parts, replace).await;
+    let Imported { files, directories, manifests, revision } = done?;
+    Ok(v1::ImportReply { files, directories, manifests, revision: revision.0 })
+}
+
+async fn receive(
+    import: &mut Import,
+    first: v1::CatalogPart,
+    parts: &mut Streaming<v1::CatalogPart>,
+    replace: Replace,
+) -> Result<Imported, Status> {
+    let mut part = Some(first);
+    while let Some(v1::CatalogPart { data, .. }) = part {
+        convert::within("data", data.len() as u64, 0, PAGE_BYTES as u64)?;
+        import.push(&data).await.map_err(status_of)?;
+        part = next(parts).await?;
+    }
+    import.finish(replace).await.map_err(status_of)
 }
