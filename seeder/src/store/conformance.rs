@@ -37,6 +37,13 @@ pub fn sample(seed: u64, length: usize) -> Bytes {
     bytes.into()
 }
 
+/// The bytes of a run of chunks.
+pub fn part(bytes: &Bytes, segment: Segment, chunks: ChunkRange) -> Bytes {
+    let range = segment.bytes_of(chunks);
+    let at = |byte: u64| usize::try_from(byte).expect("a segment fits in memory");
+    bytes.slice(at(range.start)..at(range.end))
+}
+
 /// Lengths around all boundaries: of a chunk, of what is kept inline, of a segment.
 pub const LENGTHS: [usize; 12] = [
     1,
@@ -104,9 +111,8 @@ async fn every_length_reads_back_whole_and_chunk_by_chunk(subject: &impl Subject
         let all = store.read(segment.id, segment.all()).await.expect("what was put reads");
         assert!(all == bytes, "length {length}");
         for run in segment.all().runs(7) {
-            let range = segment.bytes_of(run);
             let got = store.read(segment.id, run).await.expect("a run of what was put reads");
-            assert!(got == bytes[range.start as usize..range.end as usize], "length {length}, chunks {run:?}");
+            assert!(got == part(&bytes, segment, run), "length {length}, chunks {run:?}");
         }
     }
     assert_eq!(store.inventory().len(), LENGTHS.len());
@@ -165,9 +171,9 @@ async fn a_rotten_chunk_is_dropped_told_and_counted_and_the_others_stay(subject:
         for chunk in segment.all().iter() {
             assert_eq!(held.presence.has_chunk(chunk), chunk != bad);
             if chunk != bad {
-                let got = store.read(segment.id, ChunkRange::new(chunk, chunk + 1)).await.expect("the others read");
-                let range = segment.bytes_of(ChunkRange::new(chunk, chunk + 1));
-                assert!(got == bytes[range.start as usize..range.end as usize]);
+                let one = ChunkRange::new(chunk, chunk + 1);
+                let got = store.read(segment.id, one).await.expect("the others read");
+                assert!(got == part(&bytes, segment, one));
             }
         }
         assert_eq!(store.inventory(), [(segment.id, false)]);
@@ -352,7 +358,7 @@ async fn mending_makes_whole_and_takes_only_what_verifies(subject: &impl Subject
         let (segment, tree) = (segment_of(&bytes), ChunkTree::build(&bytes));
         let last = segment.chunks() - 1;
         let one = ChunkRange::new(last, last + 1);
-        let good = bytes.slice(segment.bytes_of(one).start as usize..);
+        let good = part(&bytes, segment, one);
         let outcome = sink.mend(tree.clone(), one, good.clone()).await;
         assert!(matches!(outcome, Err(StoreError::Missing(_))), "nothing of it is here: {outcome:?}");
         subject.put(&store, bytes.clone()).await;
@@ -382,11 +388,11 @@ async fn mending_makes_whole_and_takes_only_what_verifies(subject: &impl Subject
 async fn many_at_once_all_land(subject: &impl Subject) {
     let store = subject.open().await;
     let sink = sink(&store);
-    let jobs = (0..40u64).map(|seed| {
+    let jobs = (0..40usize).map(|seed| {
         let sink = sink.clone();
         async move {
-            let bytes = sample(seed % 30, 20_000 * (1 + seed as usize % 30));
-            let level = if seed % 4 == 0 { AckLevel::Fsync } else { AckLevel::Close };
+            let bytes = sample(seed as u64 % 30, 20_000 * (1 + seed % 30));
+            let level = if seed.is_multiple_of(4) { AckLevel::Fsync } else { AckLevel::Close };
             let middle = bytes.len() / 3;
             let pieces = [bytes.slice(..middle), bytes.slice(middle..)];
             store_one(sink.as_ref(), segment_of(&bytes), pieces, level).await.expect("taken");

@@ -76,8 +76,8 @@ impl SledStore {
         let found = recovery::read_records(&database)?;
         let space = disk.space(&config.dir).map_err(failed("ask the disk for its room"))?;
         let floor = config.free_floor.unwrap_or_else(|| (space.total / 100).min(MOST_FLOOR_BYTES));
-        let used = found.records.iter().map(|(id, record)| room::cost(record.segment(*id), record.place)).sum();
-        let room = room::Room::new(config.capacity, floor, used, space);
+        let ours = found.records.iter().map(|(id, record)| room::cost(record.segment(*id), record.place)).sum();
+        let room = room::Room::new(config.capacity, floor, ours, space);
         let (commits, commit_end) = lane();
         let (raises, raise_end) = lane();
         let (chores, chore_end) = lane();

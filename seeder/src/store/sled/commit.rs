@@ -230,7 +230,6 @@ impl Group<'_> {
             }
             if chunks.count() < record.chunk_set().count() {
                 tracing::warn!(segment = %id, good = chunks.count(), of = chunks.length(), "bad chunks dropped");
-                self.core.trees.forget(&id);
                 record.set_chunks(chunks);
                 self.lost.push(id);
                 self.records.insert(id, record);

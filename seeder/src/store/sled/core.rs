@@ -190,12 +190,4 @@ impl TreeCache {
             }
         }
     }
-
-    /// Forget one.
-    pub(super) fn forget(&self, id: &SegmentId) {
-        let mut inner = self.inner.lock();
-        if let Some(old) = inner.0.pop(id) {
-            inner.1 -= old.values().len() + 128;
-        }
-    }
 }

@@ -181,7 +181,7 @@ fn read_version(dir: &Path) -> Result<(u32, PeerId), StoreError> {
     Ok((version, peer))
 }
 
-fn unusable(dir: &Path, doing: &str, error: &io::Error) -> StoreError {
+pub(super) fn unusable(dir: &Path, doing: &str, error: &io::Error) -> StoreError {
     let hint = match error.kind() {
         io::ErrorKind::PermissionDenied => {
             let me = rustix::process::geteuid().as_raw();

@@ -74,7 +74,15 @@ impl Core {
                 _ => {}
             }
             let bad = bad_chunks(&content, &tree, chunks.iter())?;
-            if bad.is_empty() { Err(ReadError::Again) } else { Err(ReadError::Bad(bad)) }
+            if bad.is_empty() {
+                return Err(ReadError::Again);
+            }
+            // While it is known: what damaged the chunks may have taken the tree, and nothing could be
+            // verified without it.
+            if !content.read_tree(segment).is_ok_and(|tree| tree.is_some()) {
+                self.put_tree_back(&tree, record);
+            }
+            Err(ReadError::Bad(bad))
         })?
         .map_err(|lost| corrupt(id, &lost))
     }
@@ -177,7 +185,7 @@ impl Core {
         Ok(tree)
     }
 
-    /// Write a tree that had rotted, and was rebuilt from the bytes, to where it belongs.
+    /// Write a tree that had rotted to where it belongs.
     fn put_tree_back(&self, tree: &ChunkTree, record: &Record) {
         let id = tree.segment().id;
         let result = match record.place {
@@ -188,7 +196,7 @@ impl Core {
             }
         };
         match result {
-            Ok(()) => tracing::warn!(segment = %id, "a tree had rotted; rebuilt from the segment's bytes"),
+            Ok(()) => tracing::warn!(segment = %id, "a tree had rotted; written again"),
             Err(error) => tracing::warn!(segment = %id, %error, "a tree has rotted and cannot be written"),
         }
     }

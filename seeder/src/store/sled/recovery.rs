@@ -127,7 +127,9 @@ pub(super) fn recover(core: &Core, found: Found) -> Result<(), StoreError> {
         }
     }
 
-    sweep_inline(core, &records, settled).map_err(failed("sweep chunks without a record"))?;
+    // Whose chunks a damaged record named is not known: then look through all.
+    let sweep_from = if dropped.is_empty() { settled } else { 0 };
+    sweep_inline(core, &records, sweep_from).map_err(failed("sweep chunks without a record"))?;
     let mut writes: Vec<_> = dropped.into_iter().map(|id| (Row::Segment(id), None)).collect();
     for id in &verified {
         writes.extend(records.get(id).map(|record| (Row::Segment(*id), Some(record.encode(id)))));

@@ -44,13 +44,14 @@ struct State {
 }
 
 impl Room {
-    /// An account over `capacity` bytes; 0: 90 % of what is free, `used` of ours counted as free.
-    pub(super) fn new(capacity: u64, floor: u64, used: u64, disk: DiskSpace) -> Arc<Self> {
+    /// An account over `capacity` bytes, of which nothing is taken yet; 0: 90 % of what is free, and of
+    /// `ours`, which is on the disk already.
+    pub(super) fn new(capacity: u64, floor: u64, ours: u64, disk: DiskSpace) -> Arc<Self> {
         let capacity = match capacity {
-            0 => disk.free.saturating_add(used) / 10 * 9,
+            0 => disk.free.saturating_add(ours) / 10 * 9,
             given => given,
         };
-        Arc::new(Self { capacity, floor, state: Mutex::new(State { used, reserved: 0, disk_free: disk.free }) })
+        Arc::new(Self { capacity, floor, state: Mutex::new(State { used: 0, reserved: 0, disk_free: disk.free }) })
     }
 
     /// Set `bytes` aside for a writer. Errors: [`StoreError::Full`].
@@ -118,7 +119,8 @@ mod tests {
 
     #[test]
     fn writers_in_progress_count_and_give_back_when_dropped() {
-        let room = room(1000, 0, 100, 10_000);
+        let room = room(1000, 0, 0, 10_000);
+        room.take(100);
         let first = room.reserve(600).unwrap();
         assert!(matches!(room.reserve(301), Err(StoreError::Full)));
         assert_eq!(room.usage().free_bytes, 300);

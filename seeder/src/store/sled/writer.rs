@@ -67,15 +67,14 @@ struct Draft {
 }
 
 impl Draft {
-    fn create(core: &Arc<Core>, segment: Segment) -> Result<Self, StoreError> {
-        if let Err(error) = core.look_at_disk() {
-            return Err(failed("ask the disk for its room")(error));
-        }
+    fn create(core: &Arc<Core>, segment: Segment) -> Result<(Self, Reservation), StoreError> {
+        core.look_at_disk().map_err(failed("ask the disk for its room"))?;
+        let room = core.room.reserve(cost(segment, Place::File))?;
         let path = core.home.temp().join(core.numbers.take().to_string());
         let file = core.disk.create(&path).map_err(failed("create a segment's file"))?;
         let temp = TempFile { core: core.clone(), path, renamed: false };
         file.reserve(file_bytes(segment)).map_err(failed("reserve a segment's file"))?;
-        Ok(Self { file, temp, builder: TreeBuilder::default() })
+        Ok((Self { file, temp, builder: TreeBuilder::default() }, room))
     }
 
     fn append(mut self, pieces: &[Bytes]) -> Result<Self, StoreError> {
@@ -102,13 +101,13 @@ pub(super) struct Finished {
 }
 
 enum Step {
-    Draft(Draft),
+    Draft(Box<Draft>),
     Finished(Finished),
 }
 
 enum Kind {
     /// Held already: only hashed.
-    Known,
+    Known(Box<TreeBuilder>),
     /// Goes into the database.
     Inline,
     /// Goes into a file.
@@ -134,7 +133,6 @@ pub(super) struct SledWriter {
     /// Bytes that came and were not handed on.
     pieces: Vec<Bytes>,
     waiting: usize,
-    builder: TreeBuilder,
 }
 
 impl SledWriter {
@@ -145,25 +143,15 @@ impl SledWriter {
         }
         let held = core.index.get(&segment.id);
         let (kind, room) = if held.as_ref().is_some_and(Record::is_whole) {
-            (Kind::Known, None)
+            (Kind::Known(Box::default()), None)
         } else if segment.length <= core.config.inline_up_to {
             let place = Place::Inline(std::num::NonZeroU64::MIN);
             (Kind::Inline, Some(core.room.reserve(cost(segment, place))?))
         } else {
-            let room = core.room.reserve(cost(segment, Place::File))?;
-            let draft = core.run(move |core| Draft::create(core, segment)).await??;
-            (Kind::File(Progressing::Here(Step::Draft(draft))), Some(room))
+            let (draft, room) = core.run(move |core| Draft::create(core, segment)).await??;
+            (Kind::File(Progressing::Here(Step::Draft(Box::new(draft)))), Some(room))
         };
-        Ok(Self {
-            core,
-            segment,
-            kind,
-            room,
-            received: 0,
-            pieces: Vec::new(),
-            waiting: 0,
-            builder: TreeBuilder::default(),
-        })
+        Ok(Self { core, segment, kind, room, received: 0, pieces: Vec::new(), waiting: 0 })
     }
 
     async fn take(&mut self, bytes: Bytes) -> Result<(), StoreError> {
@@ -171,9 +159,9 @@ impl SledWriter {
         if self.received > u64::from(self.segment.length) {
             self.kind = Kind::Failed(StoreError::Mismatch(self.segment.id));
         }
-        match &self.kind {
+        match &mut self.kind {
             Kind::Failed(error) => return Err(error.clone()),
-            Kind::Known => self.builder.update(&bytes),
+            Kind::Known(builder) => builder.update(&bytes),
             Kind::Inline => self.pieces.push(bytes),
             Kind::File(_) => {
                 self.waiting += bytes.len();
@@ -199,7 +187,7 @@ impl SledWriter {
             let draft = draft.append(&pieces)?;
             match is_last {
                 true => draft.finish(segment).map(Step::Finished),
-                false => Ok(Step::Draft(draft)),
+                false => Ok(Step::Draft(Box::new(draft))),
             }
         });
         self.kind = Kind::File(Progressing::Away(job));
@@ -232,8 +220,8 @@ impl SledWriter {
         if self.received != u64::from(segment.length) {
             return Err(StoreError::Mismatch(segment.id));
         }
-        let content = match &self.kind {
-            Kind::Known => match std::mem::take(&mut self.builder).finish().segment() == segment {
+        let content = match &mut self.kind {
+            Kind::Known(builder) => match std::mem::take(builder).finish().segment() == segment {
                 true => Content::Known,
                 false => return Err(StoreError::Mismatch(segment.id)),
             },
