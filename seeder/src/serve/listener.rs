@@ -3,9 +3,8 @@
 //! Not HTTP: what flows over a connection is the server's business. Invariant: a connection that is open
 //! counts against the limits until it is dropped.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,12 +12,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
+
+use super::seats::{Seat, Seats};
 
 /// Connections in all: 28 KiB each when idle, so 112 MiB.
 const MOST_CONNECTIONS: usize = 4096;
@@ -64,52 +64,13 @@ pub(crate) struct Remote {
     pub(crate) link: Arc<Link>,
 }
 
-/// The connections that are open, by address.
-#[derive(Debug, Default)]
-struct Census {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-impl Census {
-    fn enter(&mut self, address: IpAddr) -> bool {
-        let here = self.by_address.get(&address).copied().unwrap_or(0);
-        if self.total >= MOST_CONNECTIONS || here >= MOST_OF_ONE_ADDRESS {
-            return false;
-        }
-        self.total += 1;
-        self.by_address.insert(address, here + 1);
-        true
-    }
-
-    fn leave(&mut self, address: IpAddr) {
-        self.total = self.total.saturating_sub(1);
-        match self.by_address.get_mut(&address) {
-            Some(here) if *here > 1 => *here -= 1,
-            _ => drop(self.by_address.remove(&address)),
-        }
-    }
-}
-
-/// Acts on drop: one connection fewer.
-struct CensusGuard {
-    census: Arc<Mutex<Census>>,
-    address: IpAddr,
-}
-
-impl Drop for CensusGuard {
-    fn drop(&mut self) {
-        self.census.lock().leave(self.address);
-    }
-}
-
 /// The accepted connections, as a stream for the server; ends at `stop`.
 pub(crate) fn connections(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
-    let census = Arc::new(Mutex::new(Census::default()));
-    futures::stream::unfold((listener, census, stop), |(listener, census, stop)| async move {
+    let seats = Seats::new(MOST_CONNECTIONS, MOST_OF_ONE_ADDRESS);
+    futures::stream::unfold((listener, seats, stop), |(listener, seats, stop)| async move {
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return None,
@@ -123,18 +84,15 @@ pub(crate) fn connections(
                     continue;
                 }
             };
-            // A 4-in-6 address is the same machine as the plain one.
-            let ip = address.ip().to_canonical();
-            if !census.lock().enter(ip) {
+            let Some(seat) = seats.take(address.ip()) else {
                 tracing::debug!(%address, "refuse a connection: too many");
                 continue;
-            }
-            let guard = CensusGuard { census: Arc::clone(&census), address: ip };
+            };
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "set nodelay");
             }
-            let connection = Connection::new(stream, address, guard);
-            return Some((Ok(connection), (listener, census, stop)));
+            let connection = Connection::new(stream, address, seat);
+            return Some((Ok(connection), (listener, seats, stop)));
         }
     })
 }
@@ -145,18 +103,18 @@ pub(crate) struct Connection {
     remote: Remote,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
     silence: Option<Pin<Box<Sleep>>>,
-    _guard: CensusGuard,
+    _seat: Seat,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, address: SocketAddr, guard: CensusGuard) -> Self {
+    fn new(stream: TcpStream, address: SocketAddr, seat: Seat) -> Self {
         let link = Arc::new(Link::default());
         Self {
             stream,
             killed: Box::pin(link.kill.clone().cancelled_owned()),
             remote: Remote { address, link },
             silence: Some(Box::pin(tokio::time::sleep(FIRST_BYTES_WAIT))),
-            _guard: guard,
+            _seat: seat,
         }
     }
 }
@@ -211,24 +169,5 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_cannot_take_every_connection() {
-        let mut census = Census::default();
-        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let entered = (0..MOST_CONNECTIONS).filter(|_| census.enter(one)).count();
-        assert_eq!(entered, MOST_OF_ONE_ADDRESS);
-        assert!(census.enter(other));
-        census.leave(one);
-        assert!(census.enter(one));
-        (0..MOST_OF_ONE_ADDRESS).for_each(|_| census.leave(one));
-        census.leave(other);
-        assert!(census.total == 0 && census.by_address.is_empty());
     }
 }

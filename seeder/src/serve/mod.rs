@@ -12,6 +12,7 @@ mod gate;
 mod listener;
 mod receive;
 mod route;
+mod seats;
 
 pub use counters::Counters;
 

@@ -4,7 +4,7 @@
 //! happens downstream never fails what happens here.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarm_proto::convert::within;
@@ -17,6 +17,9 @@ use crate::store::{AckLevel, ChunkStore, ReplicaSink, SegmentWriter, StoreError}
 
 /// Longest wait without progress: for the next frame, for one write, for a downstream to take one.
 pub(super) const PROGRESS_WAIT: Duration = Duration::from_secs(30);
+/// Bytes that must come in each [`PROGRESS_WAIT`], so that a drip does not hold a place for hours:
+/// about 9 KiB a second.
+const PROGRESS_BYTES: u64 = 256 * 1024;
 /// Longest wait for the sink to make segments durable; disks that sync 64 MiB slower are broken.
 const COMMIT_WAIT: Duration = Duration::from_secs(60);
 /// Segments of one call.
@@ -81,13 +84,19 @@ impl<S: ChunkStore> Chunks<S> {
         let header = Header::try_from(&message)?;
         let mut downstream = Downstream::open(&self.forward, &message, &header.forward, header.segments.len());
         let mut incoming = Incoming::new(sink.as_ref(), &header.segments);
-        while let Some(frame) = next(&mut frames).await? {
+        let mut progress = Progress::default();
+        loop {
+            let asked = Instant::now();
+            let Some(frame) = next(&mut frames).await? else { break };
             let v1::store_frame::Frame::Data(data) = frame else {
                 return Err(Status::invalid_argument("a second header"));
             };
             within("length of data", data.len() as u64, 1, MOST_FRAME_BYTES as u64)?;
             if data.len() as u64 > incoming.missing_bytes() {
                 return Err(Status::invalid_argument("more data than the header's segments have"));
+            }
+            if !progress.came(data.len() as u64, asked.elapsed()) {
+                return Err(Status::deadline_exceeded("the data comes too slowly"));
             }
             downstream.pass(data.clone()).await;
             incoming.take(data).await;
@@ -107,6 +116,25 @@ impl<S: ChunkStore> Chunks<S> {
         let mut acks = vec![ack(self.me, &own)];
         acks.extend(others);
         Ok(v1::StoreReply { acks })
+    }
+}
+
+/// Whether data comes fast enough, not counting the time that we took over it.
+#[derive(Default)]
+struct Progress {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Progress {
+    /// More came after so long; whether that is still enough.
+    fn came(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.waited < PROGRESS_WAIT {
+            return true;
+        }
+        std::mem::take(self).bytes >= PROGRESS_BYTES
     }
 }
 
@@ -215,5 +243,19 @@ fn ack(me: PeerId, results: &[Result<(), StoreError>]) -> v1::StoreAck {
         peer_id: me.to_wire(),
         outcomes: results.iter().map(|result| outcome(result).into()).collect(),
         message: first_error.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drip_is_too_slow_and_a_slow_line_is_not() {
+        let (mut drip, mut line) = (Progress::default(), Progress::default());
+        let second = Duration::from_secs(1);
+        assert!((1..30).all(|_| drip.came(1, second)));
+        assert!(!drip.came(1, second));
+        assert!((1..600).all(|_| line.came(12 * 1024, second)));
     }
 }

@@ -6,6 +6,7 @@
 //! know what they want.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +21,6 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use swarm_proto::v1;
 use swarm_proto::v1::chunks_server::{ChunksServer, SERVICE_NAME};
-use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -29,16 +29,17 @@ use super::Chunks;
 use super::fetch::Answer;
 use super::listener::Remote;
 use super::receive::MOST_FRAME_BYTES;
+use super::seats::Seats;
 use crate::store::ChunkStore;
 
 /// Bytes of a Fetch request: two ids, three numbers, and room for fields to come.
 const MOST_FETCH_BYTES: usize = 4 * 1024;
 /// Bytes of the other requests: 4,096 ids of 32 bytes, and room.
 const MOST_LIST_BYTES: usize = 256 * 1024;
-/// Calls other than Fetch at once, over all connections: 64 MiB of requests.
-const MOST_LISTS: usize = 256;
-/// Calls of Store at once: each holds up to 17 frames of 1 MiB on its way.
-const MOST_STORES: usize = 32;
+/// Calls that are neither Fetch nor Store at once: 64 MiB of requests; and of one address.
+const MOST_LISTS: (usize, usize) = (256, 64);
+/// Calls of Store at once: each holds up to 17 frames of 1 MiB on its way; and of one address.
+const MOST_STORES: (usize, usize) = (32, 24);
 /// Longest life of a call that is neither Fetch nor Store.
 const LIST_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for the request of a Fetch.
@@ -53,8 +54,8 @@ pub(crate) struct Route<S: ChunkStore> {
     chunks: Arc<Chunks<S>>,
     lists: Lists<S>,
     stores: Lists<S>,
-    lists_room: Arc<Semaphore>,
-    stores_room: Arc<Semaphore>,
+    lists_seats: Seats,
+    stores_seats: Seats,
 }
 
 impl<S: ChunkStore> Route<S> {
@@ -63,8 +64,8 @@ impl<S: ChunkStore> Route<S> {
         Self {
             lists: server.clone().max_decoding_message_size(MOST_LIST_BYTES),
             stores: server.max_decoding_message_size(MOST_FRAME_BYTES + MOST_LIST_BYTES),
-            lists_room: Arc::new(Semaphore::new(MOST_LISTS)),
-            stores_room: Arc::new(Semaphore::new(MOST_STORES)),
+            lists_seats: Seats::new(MOST_LISTS.0, MOST_LISTS.1),
+            stores_seats: Seats::new(MOST_STORES.0, MOST_STORES.1),
             chunks,
         }
     }
@@ -76,8 +77,8 @@ impl<S: ChunkStore> Clone for Route<S> {
             chunks: Arc::clone(&self.chunks),
             lists: self.lists.clone(),
             stores: self.stores.clone(),
-            lists_room: Arc::clone(&self.lists_room),
-            stores_room: Arc::clone(&self.stores_room),
+            lists_seats: self.lists_seats.clone(),
+            stores_seats: self.stores_seats.clone(),
         }
     }
 }
@@ -100,11 +101,11 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
         match method {
             "Fetch" => Box::pin(fetch(Arc::clone(&self.chunks), request)),
             "Store" => {
-                let call = bounded(&self.stores_room, &mut self.stores, request);
+                let call = bounded(&self.stores_seats, &mut self.stores, request);
                 Box::pin(async move { Ok(call.await.unwrap_or_else(Status::into_http)) })
             }
             _ => {
-                let call = bounded(&self.lists_room, &mut self.lists, request);
+                let call = bounded(&self.lists_seats, &mut self.lists, request);
                 Box::pin(async move {
                     let answer = tokio::time::timeout(LIST_WAIT, call).await;
                     let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("the call took too long")));
@@ -117,15 +118,16 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
 
 /// Call the generated server if there is room for one more.
 fn bounded<S: ChunkStore>(
-    room: &Arc<Semaphore>,
+    seats: &Seats,
     server: &mut Lists<S>,
     request: Request<Body>,
 ) -> impl Future<Output = Result<Response<Body>, Status>> + use<S> {
-    let called = Arc::clone(room).try_acquire_owned().ok().map(|permit| {
+    let address = request.extensions().get::<Remote>().map(|remote| remote.address.ip());
+    let called = seats.take(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).map(|seat| {
         let answer = tonic::codegen::Service::call(server, request);
         async move {
             let answer = answer.await;
-            drop(permit);
+            drop(seat);
             answer
         }
     });
