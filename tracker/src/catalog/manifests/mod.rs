@@ -269,6 +269,14 @@ impl Manifests {
         Ok(Some(Prepared { digest, file_bytes, origin: Origin::Stored, writes }))
     }
 
+    /// As after a restart.
+    #[cfg(test)]
+    pub(crate) fn forget_cached(&self) {
+        let mut cache = self.cache.lock();
+        cache.entries.clear();
+        cache.bytes = 0;
+    }
+
     /// Whether [`Self::prepare`] will need a number for its pages.
     pub(super) fn needs_body(bytes: &Bytes) -> bool {
         bytes.len() > HERE_BYTES

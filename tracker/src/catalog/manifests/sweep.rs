@@ -102,7 +102,7 @@ impl Manifests {
     /// Drop those that no file has named for `grace`.
     ///
     /// Shape: how many were dropped.
-    pub(in crate::catalog) async fn sweep(&self, state: &State, grace: Duration) -> Result<usize, StoreError> {
+    pub(crate) async fn sweep(&self, state: &State, grace: Duration) -> Result<usize, StoreError> {
         let Ok(_alone) = self.keep.try_write() else { return Ok(0) };
         let due: Vec<ManifestDigest> = {
             let view = state.view();
