@@ -34,26 +34,24 @@ pub async fn restore(catalog: &Catalog, soft: &Soft) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Write what changes until `stop`, and once more then.
+/// Write what changes until `stop`.
 pub async fn run(catalog: Arc<Catalog>, soft: Arc<Soft>, stop: CancellationToken) {
     let mut ticks = interval(WRITE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 1u32.. {
-        let stopping = tokio::select! {
-            _ = ticks.tick() => false,
-            () = stop.cancelled() => true,
-        };
-        if stopping || number.is_multiple_of(REFRESH_TICKS) {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if number.is_multiple_of(REFRESH_TICKS) {
             soft.registry.mark_live_unsaved();
         }
-        write(&catalog, &soft).await;
-        if stopping {
-            return;
-        }
+        save(&catalog, &soft).await;
     }
 }
 
-async fn write(catalog: &Catalog, soft: &Soft) {
+/// Write what changed since the last time.
+pub async fn save(catalog: &Catalog, soft: &Soft) {
     for Unsaved { id, record } in soft.registry.unsaved() {
         if let Err(error) = catalog.put_seeder(id, to_store(record)).await {
             tracing::warn!(%error, seeder = %id, "remember a seeder");

@@ -68,19 +68,28 @@ pub(crate) fn hello(kind: PeerKind, number: u8) -> Hello {
 
 impl FakePeer {
     pub(crate) async fn connect(tracker: &Tracker, hello: Hello) -> Self {
+        Self::connect_over(channel(tracker).await, hello).await
+    }
+
+    async fn connect_over(channel: Channel, hello: Hello) -> Self {
         let (out, messages) = mpsc::channel(64);
         let id = PeerId::try_from(&hello.peer_id[..]).unwrap_or(PeerId::new([0; 16]));
         let process = ProcessId::try_from(&hello.process_id[..]).unwrap_or(ProcessId::new([0; 16]));
         let message = AnnounceMessage { message: Some(Message::Hello(hello)) };
         out.send(message).await.unwrap();
-        let mut client = holders(tracker).await;
+        let mut client = HoldersClient::new(channel);
         let orders = client.announce(ReceiverStream::new(messages)).await.unwrap().into_inner();
         Self { id, process, out, orders }
     }
 
     /// Connected and welcomed.
     pub(crate) async fn join(tracker: &Tracker, hello: Hello) -> (Self, Welcome) {
-        let mut peer = Self::connect(tracker, hello).await;
+        Self::join_over(channel(tracker).await, hello).await
+    }
+
+    /// The same, over a connection that the test made.
+    pub(crate) async fn join_over(channel: Channel, hello: Hello) -> (Self, Welcome) {
+        let mut peer = Self::connect_over(channel, hello).await;
         match peer.order().await.unwrap() {
             Order::Welcome(welcome) => (peer, welcome),
             other => panic!("{other:?}"),
