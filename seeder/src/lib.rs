@@ -11,4 +11,6 @@ pub mod serve;
 pub mod service;
 pub mod store;
 pub mod swarm;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tracker_client;

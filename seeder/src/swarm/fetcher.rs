@@ -1,169 +1,460 @@
-//! The fetcher: asks holders until every chunk that is wanted is here and verified.
+//! The fetcher: performs what the engine decides, and waits on behalf of its callers.
+//!
+//! It moves bytes, checks them, and holds the one lock around [`Engine`]; it decides nothing. Invariant:
+//! the lock is never held over an await, a hash or a system call.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lru::LruCache;
 use parking_lot::Mutex;
-use swarm_proto::v1::chunks_client::ChunksClient;
-use swarm_proto::{ChunkRange, ChunkTree, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, PeerId, SegmentId, v1};
+use swarm_proto::{ChunkTree, Presence, SegmentId, v1};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
-use super::{FetchError, Fetched, Holder, Locator, Offence, SwarmConfig, SwarmStats, Want};
+use super::engine::{Action, Assignment, Engine, Failure};
+use super::in_flight::{RequestId, WantId};
+use super::link::{Link, Progress};
+use super::scoreboard::PeerKey;
+use super::{FetchError, Fetched, Holder, Locator, SwarmConfig, SwarmStats, Want, metrics};
+
+/// Longest that a peer may take to say what it has.
+const HAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How soon a want is tried again whose segment is wanted with another length by somebody else.
+const DISAGREED: Duration = Duration::from_millis(50);
+
+/// How often connections are looked at that are used no more.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Fetches chunks from the peers that hold them.
 pub struct Swarm {
+    this: Weak<Self>,
     config: SwarmConfig,
     locator: Arc<dyn Locator>,
+    tasks: TaskTracker,
+    runtime: Handle,
     stop: CancellationToken,
-    trees: Mutex<LruCache<SegmentId, ChunkTree>>,
-    holders: Mutex<LruCache<SegmentId, Vec<Holder>>>,
-    channels: Mutex<HashMap<PeerId, (String, Channel)>>,
-    stats: Mutex<SwarmStats>,
+    wake: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    engine: Engine,
+    waiting: HashMap<WantId, oneshot::Sender<Fetched>>,
+    live: HashMap<RequestId, Live>,
+    links: HashMap<PeerKey, OpenLink>,
+    /// When the driver wakes by itself.
+    armed: Option<std::time::Instant>,
+}
+
+struct Live {
+    progress: Arc<Progress>,
+    task: AbortHandle,
+}
+
+struct OpenLink {
+    address: String,
+    link: Link,
+    used: Instant,
+}
+
+impl State {
+    fn forget(&mut self, id: RequestId) -> Option<Live> {
+        let live = self.live.remove(&id)?;
+        self.engine.totals().received_bytes += live.progress.bytes();
+        Some(live)
+    }
 }
 
 impl Swarm {
     /// A fetcher that learns from `locator` who holds what; its work runs in `tasks` until `stop`.
+    ///
+    /// Shape: called within a tokio runtime, on which it then works.
     pub fn new(
         config: SwarmConfig,
         locator: Arc<dyn Locator>,
-        _registry: &prometheus::Registry,
-        _tasks: TaskTracker,
+        registry: &prometheus::Registry,
+        tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let size = |count: usize| std::num::NonZeroUsize::new(count).unwrap_or(std::num::NonZeroUsize::MIN);
-        Arc::new(Self {
-            trees: Mutex::new(LruCache::new(size(config.trees_kept))),
-            holders: Mutex::new(LruCache::new(size(config.locations_kept))),
-            channels: Mutex::default(),
-            stats: Mutex::default(),
+        let swarm = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            state: Mutex::new(State {
+                engine: Engine::new(&config, now()),
+                waiting: HashMap::new(),
+                live: HashMap::new(),
+                links: HashMap::new(),
+                armed: None,
+            }),
             config,
             locator,
+            tasks,
+            runtime: Handle::current(),
             stop,
-        })
+            wake: Notify::new(),
+        });
+        metrics::register(&swarm, registry);
+        swarm.tasks.spawn_on(drive(Weak::clone(&swarm.this), swarm.stop.clone()), &swarm.runtime);
+        swarm
     }
 
     /// Fetch chunks. Dropping the future cancels what nobody else waits for.
     ///
     /// Errors: [`FetchError`], at the want's deadline at the latest.
     pub async fn fetch(&self, want: Want) -> Result<Fetched, FetchError> {
-        let mut last = None;
-        let attempts = async {
-            loop {
-                let holders = self.locate(want.segment.id).await;
-                for holder in &holders {
-                    match self.fetch_from(holder, &want).await {
-                        Ok(fetched) => return fetched,
-                        Err(reason) => last = Some((holders.len(), reason)),
-                    }
-                }
-                self.holders.lock().pop(&want.segment.id);
-                tokio::time::sleep(Duration::from_millis(500)).await;
+        let (segment, chunks) = (want.segment, want.chunks);
+        if chunks.is_empty() || segment.length > swarm_proto::MAX_SEGMENT_BYTES || !segment.all().contains(chunks) {
+            return Err(FetchError::NoHolder { segment, chunks });
+        }
+        let deadline = Instant::from_std(want.deadline);
+        let (id, mut done) = loop {
+            if self.stop.is_cancelled() {
+                return Err(FetchError::Stopping);
             }
+            if let Some(started) = self.start(&want) {
+                break started;
+            }
+            if Instant::now() + DISAGREED > deadline {
+                let last = "its length is not the one that others want it with".to_owned();
+                return Err(FetchError::AllFailed { segment, holders: 0, last });
+            }
+            tokio::time::sleep(DISAGREED).await;
         };
-        let fetched = tokio::select! {
-            fetched = attempts => Some(fetched),
-            () = tokio::time::sleep_until(want.deadline.into()) => None,
-            () = self.stop.cancelled() => return Err(FetchError::Stopping),
-        };
-        fetched.ok_or(match last {
-            None => FetchError::NoHolder { segment: want.segment, chunks: want.chunks },
-            Some((holders, last)) => FetchError::AllFailed { segment: want.segment, holders, last },
-        })
+        let guard = WantGuard { swarm: self, id };
+        tokio::select! {
+            biased;
+            fetched = &mut done => fetched.map_err(|_| FetchError::Stopping),
+            () = self.stop.cancelled() => Err(FetchError::Stopping),
+            () = tokio::time::sleep_until(deadline) => {
+                let expired = self.with_engine(|engine, actions| engine.expire(guard.id, now(), actions));
+                Err(expired.unwrap_or(FetchError::NoHolder { segment, chunks }))
+            }
+        }
     }
 
     /// Learn soon who holds these segments; never waits.
-    pub fn expect(&self, _ids: &[SegmentId]) {}
+    pub fn expect(&self, ids: &[SegmentId]) {
+        self.with_engine(|engine, actions| engine.expect(ids, now(), actions));
+    }
 
     /// The verified tree of a segment, if it is in memory.
     pub fn known_tree(&self, id: &SegmentId) -> Option<ChunkTree> {
-        self.trees.lock().get(id).cloned()
+        self.state.lock().engine.tree(id)
     }
 
-    /// Keep a tree that the caller has, so that it is not fetched.
+    /// Keep a verified tree that the caller has, so that it is not fetched.
     pub fn remember_tree(&self, tree: ChunkTree) {
-        self.trees.lock().put(tree.segment().id, tree);
+        self.state.lock().engine.remember_tree(tree);
     }
 
     /// Holders of a segment that the caller has heard of.
     pub fn learn(&self, id: SegmentId, holders: Vec<Holder>) {
-        self.holders.lock().put(id, holders);
+        self.with_engine(|engine, actions| engine.learn(id, &holders, now(), actions));
     }
 
     /// What was done so far.
     pub fn stats(&self) -> SwarmStats {
-        self.stats.lock().clone()
+        self.state.lock().engine.stats(now())
     }
 
-    async fn locate(&self, id: SegmentId) -> Vec<Holder> {
-        if let Some(known) = self.holders.lock().get(&id) {
-            return known.clone();
+    fn start(&self, want: &Want) -> Option<(WantId, oneshot::Receiver<Fetched>)> {
+        let (send, receive) = oneshot::channel();
+        let mut actions = Vec::new();
+        let mut state = self.state.lock();
+        let id = state.engine.want(want, now(), &mut actions)?;
+        state.waiting.insert(id, send);
+        self.perform(&mut state, actions);
+        Some((id, receive))
+    }
+
+    /// Tell the engine something, and do what it says.
+    fn with_engine<T>(&self, event: impl FnOnce(&mut Engine, &mut Vec<Action>) -> T) -> T {
+        let mut actions = Vec::new();
+        let mut state = self.state.lock();
+        let told = event(&mut state.engine, &mut actions);
+        self.perform(&mut state, actions);
+        told
+    }
+
+    fn perform(&self, state: &mut State, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send(assignment) => self.send(state, assignment),
+                Action::Cancel(id) => {
+                    if let Some(live) = state.forget(id) {
+                        live.task.abort();
+                    }
+                }
+                Action::Done(id, fetched) => {
+                    if let Some(waiting) = state.waiting.remove(&id) {
+                        // A caller that went away has withdrawn, or is about to.
+                        drop(waiting.send(*fetched));
+                    }
+                }
+                Action::Locate(ids) => {
+                    self.spawn(move |swarm| async move { swarm.locate(ids).await });
+                }
+                Action::AskHave(peer, ids) => {
+                    let link = self.link(state, peer);
+                    self.spawn(move |swarm| async move { swarm.ask_have(peer, link, ids).await });
+                }
+                Action::Report(peer, offence) => self.locator.report(peer, offence),
+            }
         }
-        let asked = tokio::time::timeout(self.config.locate_timeout, self.locator.locate(vec![id])).await;
-        let found = asked.ok().and_then(Result::ok).and_then(|mut all| all.pop()).unwrap_or_default();
-        self.holders.lock().put(id, found.clone());
-        found
-    }
-
-    async fn fetch_from(&self, holder: &Holder, want: &Want) -> Result<Fetched, String> {
-        let mut client = ChunksClient::new(self.channel(holder)?).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut tree = match ChunkTree::wire_len(want.segment) {
-            0 => ChunkTree::verify(want.segment, Bytes::new()).ok(),
-            _ => self.known_tree(&want.segment.id),
-        };
-        let mut pieces: Vec<(ChunkRange, Bytes)> = Vec::new();
-        for run in want.chunks.runs(MAX_RUN_CHUNKS) {
-            let request = v1::FetchRequest {
-                segment_id: want.segment.id.to_wire(),
-                first_chunk: run.start,
-                chunk_count: run.len(),
-                with_tree: tree.is_none(),
-                peer_id: self.config.me.to_wire(),
-            };
-            let answered = tokio::time::timeout(self.config.request_timeout, client.fetch(request)).await;
-            let reply = match answered {
-                Err(_) => return Err("no answer in time".to_owned()),
-                Ok(Err(status)) => return Err(status.to_string()),
-                Ok(Ok(reply)) => reply.into_inner(),
-            };
-            let corrupt = |error: swarm_proto::TreeError| {
-                self.locator.report(holder.peer.id, Offence::Corrupt(want.segment.id));
-                error.to_string()
-            };
-            let known = match tree.take() {
-                Some(known) => known,
-                None => ChunkTree::verify(want.segment, reply.tree).map_err(corrupt)?,
-            };
-            known.check(run, &reply.data).map_err(corrupt)?;
-            self.remember_tree(known.clone());
-            tree = Some(known);
-            self.stats.lock().payload_bytes += reply.data.len() as u64;
-            pieces.push((run, reply.data));
-        }
-        let tree = tree.ok_or("nothing was wanted")?;
-        Ok(Fetched { tree, pieces })
-    }
-
-    fn channel(&self, holder: &Holder) -> Result<Channel, String> {
-        let mut channels = self.channels.lock();
-        if let Some((address, channel)) = channels.get(&holder.peer.id)
-            && *address == holder.peer.address
+        let wake = state.engine.next_wake(now());
+        if let Some(at) = wake
+            && state.armed.is_none_or(|armed| at < armed)
         {
-            return Ok(channel.clone());
+            state.armed = wake;
+            self.wake.notify_one();
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", holder.peer.address)).map_err(|e| e.to_string())?;
-        let channel = endpoint
-            .connect_timeout(self.config.connect_timeout)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(32 << 20)
-            .max_frame_size(1 << 20)
-            .connect_lazy();
-        channels.insert(holder.peer.id, (holder.peer.address.clone(), channel.clone()));
-        Ok(channel)
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Self>) -> F) -> Option<AbortHandle> {
+        let swarm = self.this.upgrade()?;
+        let stop = self.stop.clone();
+        let work = work(swarm);
+        let task = async move {
+            tokio::select! {
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+        };
+        Some(self.tasks.spawn_on(task, &self.runtime).abort_handle())
+    }
+
+    fn send(&self, state: &mut State, assignment: Assignment) {
+        let id = assignment.id;
+        let link = self.link(state, assignment.peer);
+        let progress = Arc::new(Progress::new());
+        let counted = Arc::clone(&progress);
+        let task = self.spawn(move |swarm| async move { swarm.request(assignment, link, counted).await });
+        if let Some(task) = task {
+            state.live.insert(id, Live { progress, task });
+        }
+    }
+
+    fn link(&self, state: &mut State, peer: PeerKey) -> Result<Link, String> {
+        let address = state.engine.address(peer);
+        if let Some(open) = state.links.get_mut(&peer)
+            && open.address == address.address
+        {
+            open.used = Instant::now();
+            return Ok(open.link.clone());
+        }
+        let link = Link::new(&address.address, &self.config)?;
+        let open = OpenLink { address: address.address.clone(), link: link.clone(), used: Instant::now() };
+        state.links.insert(peer, open);
+        Ok(link)
+    }
+
+    async fn locate(&self, ids: Vec<SegmentId>) {
+        let asked = tokio::time::timeout(self.config.locate_timeout, self.locator.locate(ids.clone())).await;
+        let found = match asked {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, segments = ids.len(), "locate");
+                None
+            }
+            Err(_) => None,
+        };
+        self.with_engine(|engine, actions| engine.located(&ids, found.as_deref(), now(), actions));
+    }
+
+    async fn ask_have(&self, peer: PeerKey, link: Result<Link, String>, ids: Vec<SegmentId>) {
+        let asked = async {
+            let request = v1::HaveRequest { segment_ids: SegmentId::pack(&ids) };
+            let reply = link.ok()?.plain().have(request).await.ok()?.into_inner();
+            (reply.presences.len() == ids.len()).then_some(reply.presences)
+        };
+        let presences = tokio::time::timeout(HAVE_TIMEOUT, asked).await.ok().flatten();
+        self.with_engine(|engine, actions| match presences {
+            Some(presences) => {
+                let read = |(id, presence): (SegmentId, v1::Presence)| Some((id, engine.read(&id, &presence)?));
+                let answers: Vec<(SegmentId, Presence)> = ids.iter().copied().zip(presences).filter_map(read).collect();
+                engine.has(peer, answers, now(), actions);
+            }
+            None => engine.has_failed(peer, &ids, now(), actions),
+        });
+    }
+
+    /// One request, from its sending to what its answer means.
+    async fn request(&self, assignment: Assignment, link: Result<Link, String>, progress: Arc<Progress>) {
+        let id = assignment.id;
+        let deadline = Instant::from_std(assignment.deadline);
+        let answered = match link {
+            Ok(link) => tokio::time::timeout_at(deadline, self.ask(&assignment, &link, &progress)).await,
+            Err(words) => Ok(Err(Failure::Unreachable(words))),
+        };
+        let outcome = answered.unwrap_or(Err(Failure::TooSlow));
+        let taken = match outcome {
+            Ok(reply) => self.take(&assignment, reply, progress.latency()),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = taken {
+            self.with_engine(|engine, actions| {
+                tracing::debug!(peer = %engine.address(assignment.peer).address, ?failure, "fetch");
+                engine.failed(id, &failure, now(), actions);
+            });
+        }
+        self.state.lock().forget(id);
+    }
+
+    async fn ask(
+        &self,
+        assignment: &Assignment,
+        link: &Link,
+        progress: &Arc<Progress>,
+    ) -> Result<v1::FetchReply, Failure> {
+        let segment = assignment.segment;
+        let tree_bytes = if assignment.with_tree { ChunkTree::wire_len(segment) as u64 } else { 0 };
+        let request = v1::FetchRequest {
+            segment_id: segment.id.to_wire(),
+            first_chunk: assignment.chunks.start,
+            chunk_count: assignment.chunks.len(),
+            with_tree: assignment.with_tree,
+            peer_id: self.config.me.to_wire(),
+        };
+        let most_bytes = segment.bytes_of(assignment.chunks).len() + tree_bytes;
+        let reply = link.counted(Arc::clone(progress), most_bytes).fetch(request).await;
+        let reply = reply.map_err(|status| meaning(&status))?.into_inner();
+        match &reply.held {
+            Some(held) => Err(Failure::Held(held.read(segment.chunks()))),
+            None => Ok(reply),
+        }
+    }
+
+    /// Check what came, and whatever it proves; nothing unverified goes farther.
+    fn take(&self, assignment: &Assignment, reply: v1::FetchReply, latency: Option<Duration>) -> Result<(), Failure> {
+        let id = assignment.id;
+        let corrupt = |error: swarm_proto::TreeError| Failure::Corrupt(error.to_string());
+        let tree = match (&assignment.tree, assignment.with_tree) {
+            (Some(tree), _) => tree.clone(),
+            (None, true) => {
+                let tree = ChunkTree::verify(assignment.segment, compact(reply.tree)).map_err(corrupt)?;
+                let waited = self.state.lock().engine.tree_came(&tree);
+                for parked in waited {
+                    self.settle(parked.request, &tree, parked.chunks, &parked.data, None);
+                }
+                tree
+            }
+            (None, false) => {
+                let parked = self.with_engine(|engine, actions| engine.park(id, &reply.data, latency, now(), actions));
+                match parked {
+                    Some(tree) => tree,
+                    None => return Ok(()),
+                }
+            }
+        };
+        tree.check(assignment.chunks, &reply.data).map_err(corrupt)?;
+        self.with_engine(|engine, actions| engine.delivered(id, &reply.data, latency, now(), actions));
+        Ok(())
+    }
+
+    /// Bytes that waited for their tree.
+    fn settle(
+        &self,
+        id: RequestId,
+        tree: &ChunkTree,
+        chunks: swarm_proto::ChunkRange,
+        data: &Bytes,
+        latency: Option<Duration>,
+    ) {
+        let checked = tree.check(chunks, data);
+        self.with_engine(|engine, actions| match checked {
+            Ok(()) => engine.delivered(id, data, latency, now(), actions),
+            Err(error) => engine.failed(id, &Failure::Corrupt(error.to_string()), now(), actions),
+        });
+    }
+
+    /// Note progress, let time pass, and say when to come back.
+    fn tick(&self) -> Option<std::time::Instant> {
+        let mut actions = Vec::new();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let now = now();
+        for (id, live) in &state.live {
+            state.engine.progress(*id, live.progress.bytes(), now);
+        }
+        state.engine.tick(now, &mut actions);
+        self.perform(state, actions);
+        state.armed = state.engine.next_wake(now);
+        state.armed
+    }
+
+    fn sweep(&self) {
+        let old = self.config.idle_connection;
+        self.state.lock().links.retain(|_, open| open.used.elapsed() < old);
     }
 }
+
+/// Withdraws a want when its caller stops waiting, for whatever reason.
+struct WantGuard<'a> {
+    swarm: &'a Swarm,
+    id: WantId,
+}
+
+impl Drop for WantGuard<'_> {
+    fn drop(&mut self) {
+        let mut actions = Vec::new();
+        let mut state = self.swarm.state.lock();
+        if state.waiting.remove(&self.id).is_some() {
+            state.engine.withdraw(self.id, now(), &mut actions);
+            self.swarm.perform(&mut state, actions);
+        }
+    }
+}
+
+async fn drive(swarm: Weak<Swarm>, stop: CancellationToken) {
+    let mut swept = Instant::now();
+    loop {
+        let Some(alive) = swarm.upgrade() else { return };
+        let at = alive.tick().map(Instant::from_std);
+        if swept.elapsed() > SWEEP {
+            alive.sweep();
+            swept = Instant::now();
+        }
+        let at = at.unwrap_or_else(|| Instant::now() + SWEEP);
+        tokio::select! {
+            () = alive.wake.notified() => {}
+            () = tokio::time::sleep_until(at) => {}
+            () = stop.cancelled() => {
+                let mut state = alive.state.lock();
+                state.waiting.clear();
+                return;
+            }
+        }
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// A tree of its own, not a slice that keeps a whole reply in memory.
+fn compact(tree: Bytes) -> Bytes {
+    Bytes::copy_from_slice(&tree)
+}
+
+/// What a peer's refusal means.
+fn meaning(status: &Status) -> Failure {
+    match status.code() {
+        // It dropped a rotten chunk, or has a segment of that id that is shorter: either way not there.
+        Code::NotFound | Code::DataLoss | Code::InvalidArgument => Failure::Missing,
+        Code::ResourceExhausted => Failure::Busy,
+        // Ours, of a reply that is longer than it may be.
+        Code::OutOfRange => Failure::Corrupt(status.message().to_owned()),
+        Code::DeadlineExceeded => Failure::TooSlow,
+        _ => Failure::Unreachable(status.message().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

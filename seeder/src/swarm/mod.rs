@@ -3,8 +3,19 @@
 //! Invariant: no byte leaves [`Swarm::fetch`] that was not verified against its segment's tree, and the
 //! tree against the segment's id.
 
+mod bucket;
 mod config;
+mod engine;
 mod fetcher;
+mod in_flight;
+mod link;
+mod locations;
+mod meter;
+mod metrics;
+mod picker;
+mod scoreboard;
+#[cfg(test)]
+mod simulation;
 mod stats;
 pub mod upload;
 
