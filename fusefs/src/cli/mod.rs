@@ -3,16 +3,24 @@
 //! Every command is a struct of arguments with `async fn run(self, tool: &Tool) -> Outcome`; results go
 //! to standard output, everything else to standard error.
 
+mod cat;
+mod catalog;
 pub mod connect;
+mod doctor;
 pub mod exit;
+mod fetch;
+mod get;
 mod ls;
 mod mkdir;
+mod mv;
 pub mod name;
 mod peers;
 mod problems;
 mod progress;
 mod put;
+mod rm;
 mod show;
+mod stat;
 mod status;
 pub mod target;
 mod tree;
@@ -54,14 +62,28 @@ Exit codes:
 pub enum Command {
     /// Copy files, folders and standard input into the swarm
     Put(put::Put),
+    /// Copy files and folders out of the swarm
+    Get(get::Get),
+    /// Write files to standard output
+    Cat(cat::Cat),
     /// List a folder
     Ls(ls::Ls),
+    /// Show all that is known of files: attributes, segments, and who holds them
+    Stat(stat::Stat),
+    /// Remove files and folders
+    Rm(rm::Rm),
+    /// Rename and move files and folders within the swarm
+    Mv(mv::Mv),
     /// Make folders
     Mkdir(mkdir::Mkdir),
     /// Show the health of the swarm
     Status(status::Status),
     /// List the peers of the swarm
     Peers(peers::Peers),
+    /// Save all names of the swarm as one file, and bring them back
+    Catalog(catalog::Catalog),
+    /// Say what stands in the way of a mount here, and the line that mends it
+    Doctor(doctor::Doctor),
 }
 
 /// Run the program to its exit code.
@@ -95,6 +117,13 @@ fn run(cli: Cli) -> Outcome {
 async fn dispatch(command: Command, tool: &Tool) -> Outcome {
     match command {
         Command::Put(command) => command.run(tool).await,
+        Command::Get(command) => command.run(tool).await,
+        Command::Cat(command) => command.run(tool).await,
+        Command::Stat(command) => command.run(tool).await,
+        Command::Rm(command) => command.run(tool).await,
+        Command::Mv(command) => command.run(tool).await,
+        Command::Catalog(command) => command.run(tool).await,
+        Command::Doctor(command) => command.run(tool).await,
         Command::Mkdir(command) => command.run(tool).await,
         Command::Ls(command) => command.run(tool).await,
         Command::Status(command) => command.run(tool).await,

@@ -35,11 +35,6 @@ impl Problems {
         }
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> u64 {
-        self.found.lock().count
-    }
-
     /// Name them on standard error; the command fails if there was one, with their code if they agree.
     pub(crate) fn conclude(&self, what: &str) -> Outcome {
         let found = std::mem::take(&mut *self.found.lock());
