@@ -1,5 +1,7 @@
 //! The Catalog service over real gRPC.
 
+#![cfg(test)]
+
 mod support;
 
 use bytes::Bytes;

@@ -133,7 +133,7 @@ mod tests {
         let data =
             (any::<[u8; 32]>(), 1u32..=MAX_SEGMENT_BYTES, any::<prop::sample::Index>()).prop_map(|(id, length, at)| {
                 let segment = Segment { id: SegmentId::new(id), length };
-                let offset_in_segment = at.index(length as usize) as u32;
+                let offset_in_segment = u32::try_from(at.index(length as usize)).unwrap();
                 Extent::Data { segment, offset_in_segment, length: length - offset_in_segment }
             });
         prop_oneof![data, (1u64..1 << 60).prop_map(|length| Extent::Hole { length })]

@@ -83,7 +83,8 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
     assert_eq!((imported.files, imported.directories), (counts.files, counts.directories));
     assert!(new.catalog.revision() >= imported.revision);
     assert_eq!(paths(&new.catalog.view().image), paths(&old.catalog.view().image));
-    assert_eq!(new.catalog.view().image, rebuilt(&new.catalog).await);
+    let stored = rebuilt(&new.catalog).await;
+    assert_eq!(new.catalog.view().image, stored);
     assert_eq!(new.catalog.swarm_id(), old.catalog.swarm_id(), "its seeders know it again");
     assert_eq!(new.catalog.settings(), Settings { replicas: 4, min_replicas: 3 });
     assert_eq!(new.catalog.seeders().await.unwrap(), [(id, seeder)]);
@@ -120,7 +121,7 @@ async fn a_catalog_with_names_is_replaced_only_if_that_is_said() {
     new.close().await;
     let new = Running::on(store).await;
     assert_eq!(new.catalog.view().image, image, "after a restart too");
-    let inodes = new.catalog.counts().inodes as usize;
+    let inodes = usize::try_from(new.catalog.counts().inodes).unwrap();
     eventually("the trees that were replaced are swept", async || {
         let nodes = new.catalog.store().scan(Bytes::from_static(b"i"), Bytes::new(), usize::MAX).await.unwrap();
         nodes.entries.len() == inodes
@@ -250,7 +251,8 @@ async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() 
     assert_eq!(busy.fault, Fault::Unavailable, "one at a time");
     drop(given_up);
     import(&new, &file, 10_000, Replace::Empty).await.unwrap();
-    assert_eq!(new.catalog.view().image, rebuilt(&new.catalog).await);
+    let stored = rebuilt(&new.catalog).await;
+    assert_eq!(new.catalog.view().image, stored);
 }
 
 #[tokio::test]

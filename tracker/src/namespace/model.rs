@@ -45,7 +45,7 @@ impl Model {
 
     fn names(&self, node: usize) -> u32 {
         let named = |kind: &Kind| match kind {
-            Kind::Directory(entries) => entries.values().filter(|named| **named == node).count() as u32,
+            Kind::Directory(entries) => entries.values().map(|named| u32::from(*named == node)).sum(),
             _ => 0,
         };
         self.nodes.iter().map(named).sum()
@@ -61,7 +61,9 @@ impl Model {
 
     fn links(&self, node: usize) -> u32 {
         match &self.nodes[node] {
-            Kind::Directory(entries) => 2 + entries.values().filter(|below| self.is_directory(**below)).count() as u32,
+            Kind::Directory(entries) => {
+                2 + entries.values().map(|below| u32::from(self.is_directory(*below))).sum::<u32>()
+            }
             _ => self.names(node),
         }
     }
@@ -208,7 +210,7 @@ fn operation(step: Step, inodes: &[InodeNumber], image: &Image) -> Operation {
     let ownership = Ownership { mode: 0o640, uid: 1, gid: 2, modified_ns: 3 };
     match step.kind {
         0 | 1 => Operation::MakeDirectory(at(step.from), ownership),
-        2 if step.mode % 2 == 0 => Operation::MakeSymlink(at(step.from), ownership, "target".into()),
+        2 if step.mode.is_multiple_of(2) => Operation::MakeSymlink(at(step.from), ownership, "target".into()),
         2 => Operation::MakeSpecial(at(step.from), ownership, Special::Fifo),
         3 => {
             let size = u64::from(step.mode);

@@ -51,9 +51,8 @@ impl Manifests {
         let imports = self.store.scan(prefix::IMPORTS, Bytes::new(), usize::MAX).await?;
         for entry in imports.entries {
             let key = Key::decode(&entry.key).map_err(corrupt)?;
-            match key {
-                Key::Import(tree) => self.leave(Leftover::Tree(tree)),
-                _ => {}
+            if let Key::Import(tree) = key {
+                self.leave(Leftover::Tree(tree));
             }
         }
         Ok(())

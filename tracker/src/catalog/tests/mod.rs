@@ -184,7 +184,8 @@ async fn what_waits_together_is_committed_together() {
     assert!(done.iter().all(|mutated| mutated.as_ref().is_ok_and(|mutated| mutated.results[0].is_ok())));
     let commits = running.catalog.revision().0 - before.0;
     assert!(commits < 50, "{commits} commits for 200 requests");
-    assert_eq!(running.catalog.view().image, rebuilt(&running.catalog).await);
+    let stored = rebuilt(&running.catalog).await;
+    assert_eq!(running.catalog.view().image, stored);
 }
 
 #[tokio::test]

@@ -8,9 +8,9 @@ async fn replicas_that_change_the_same_names_agree_on_one_winner_each() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let replicas = [Running::on(store.clone()).await, Running::on(store.clone()).await, Running::on(store).await];
     for round in 0..30 {
-        let races = (0..9u64).map(|racer| {
-            let catalog = &replicas[racer as usize % 3].catalog;
-            let content = manifest(racer, 1);
+        let races = (0..9usize).map(|racer| {
+            let catalog = &replicas[racer % 3].catalog;
+            let content = manifest(racer as u64, 1);
             let publish = Publish { if_exists: IfExists::Fail, ..file(ROOT, &format!("round {round}"), &content) };
             catalog.mutate(request(vec![Submitted::Publish(publish)]))
         });

@@ -38,7 +38,7 @@ fn record() -> impl Strategy<Value = (Key, Record)> {
     let request = any::<[u8; 16]>().prop_map(RequestId::new);
     let head = (any::<u64>(), bytes(), any::<Option<u64>>()).prop_map(|(file_bytes, here, body)| ManifestHead {
         file_bytes,
-        length: here.len() as u32,
+        length: u32::try_from(here.len()).unwrap(),
         body: body.map_or(ManifestBody::Here(here), |body| ManifestBody::Pages(BodyNumber(body))),
     });
     let answer =

@@ -90,8 +90,8 @@ async fn revisions_values_and_epochs_go_on_after_a_restart() {
 async fn every_acknowledged_commit_is_in_the_files_at_any_moment() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("live")).await.unwrap();
-    for round in 0..20u32 {
-        for n in 0..5u32 {
+    for round in 0..20 {
+        for n in 0..5 {
             let pairs = (0..50).map(|k| put(&format!("{round}/{n}/{k}"), &"v".repeat(k * 20)).writes.remove(0));
             let commit = Commit { conditions: Vec::new(), writes: pairs.collect() };
             store.commit(commit).await.unwrap();
@@ -102,7 +102,7 @@ async fn every_acknowledged_commit_is_in_the_files_at_any_moment() {
         let survived = open(&copy).await.unwrap();
         assert_eq!(survived.revision().await.unwrap(), store.revision().await.unwrap());
         let page = survived.scan(Bytes::new(), Bytes::new(), usize::MAX).await.unwrap();
-        assert_eq!(page.entries.len() as u32, (round + 1) * 250);
+        assert_eq!(page.entries.len(), (round + 1) * 250);
     }
 }
 
