@@ -7,4 +7,5 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod mount;
+pub mod read;
 pub mod up;

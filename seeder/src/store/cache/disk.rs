@@ -149,7 +149,7 @@ impl Folder {
     fn load(&self, digest: &ManifestDigest) -> io::Result<Found> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let meta = File::open(self.path(digest, "meta"))?;
-        let mut header = [0; HEADER_BYTES as usize];
+        let mut header = [0; HEADER_BYTES];
         meta.read_exact_at(&mut header, 0)?;
         let (magic, rest) = header.split_at(4);
         let (version, length) = rest.split_at(4);
@@ -161,7 +161,7 @@ impl Folder {
             return Err(invalid("it ends within its manifest".to_owned()));
         }
         let mut encoded = vec![0; usize::try_from(length).map_err(|_| invalid("its manifest is too long".to_owned()))?];
-        meta.read_exact_at(&mut encoded, HEADER_BYTES)?;
+        meta.read_exact_at(&mut encoded, HEADER_BYTES as u64)?;
         if manifest::digest_of(&encoded) != *digest {
             return Err(invalid("its manifest is not the one of its name".to_owned()));
         }

@@ -175,13 +175,20 @@ impl Entry {
         let gaps = self.state.lock().present.gaps(bits.clone());
         let mut runs = Vec::new();
         let mut start = bits.start;
-        for gap in gaps.into_iter().chain([bits.end..bits.end]) {
+        for gap in gaps.into_iter().chain(std::iter::once(bits.end..bits.end)) {
             if gap.start > start {
                 runs.push(self.layout.chunks_of(extent, &slice, start..gap.start));
             }
             start = gap.end;
         }
         runs
+    }
+
+    /// The chunks of an extent that are not here.
+    pub(super) fn absent(&self, extent: usize, chunks: ChunkRange) -> Vec<ChunkRange> {
+        let Some(slice) = self.slice(extent) else { return Vec::new() };
+        let gaps = self.state.lock().present.gaps(self.layout.bits_of(extent, &slice, chunks));
+        gaps.into_iter().map(|gap| self.layout.chunks_of(extent, &slice, gap)).collect()
     }
 
     /// What of `range` is not here, in file order; what lies past the end of the file is left out.
@@ -412,11 +419,29 @@ impl Entry {
                 let one = ChunkRange::new(chunk, chunk + 1);
                 match tree.check(one, bytes) {
                     Ok(()) => self.set_verified(extent, slice, one),
-                    Err(_) => bad.push(chunk),
+                    Err(_) => bad.extend(self.drop_if_bad(files, tree, extent, slice, one)?.then_some(chunk)),
                 }
             }
         }
-        bad.iter().for_each(|chunk| self.forget(extent, ChunkRange::new(*chunk, *chunk + 1)));
+        Ok(bad)
+    }
+
+    /// Drop a chunk, unless somebody wrote it anew since it was found to be bad.
+    fn drop_if_bad(
+        &self,
+        files: &Files,
+        tree: &ChunkTree,
+        extent: usize,
+        slice: &Slice,
+        chunk: ChunkRange,
+    ) -> Result<bool, StoreError> {
+        let _writing = self.writing.lock();
+        let bytes = self.chunk_bytes(files, extent, slice, chunk).map_err(failed("read a cached file"))?;
+        let bad = tree.check(chunk, &bytes).is_err();
+        match bad {
+            true => self.forget(extent, chunk),
+            false => self.set_verified(extent, slice, chunk),
+        }
         Ok(bad)
     }
 

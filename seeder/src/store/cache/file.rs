@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use swarm_proto::{ByteRange, ChunkRange, ChunkTree, Manifest, ManifestDigest};
 
-use super::disk::failed;
+use super::disk::{Files, failed};
 use super::entry::{Entry, MissingRun};
 use super::store::CacheStore;
 use crate::store::StoreError;
@@ -38,6 +38,13 @@ impl CacheFile {
         self.entry.missing(range)
     }
 
+    /// The chunks of an extent that are not here, as runs in order.
+    ///
+    /// Cost: memory only, as [`Self::missing`].
+    pub fn absent(&self, extent: usize, chunks: ChunkRange) -> Vec<ChunkRange> {
+        self.entry.absent(extent, chunks)
+    }
+
     /// The bytes of the file at `range`.
     ///
     /// Shape:  exactly `range`, which lies within the file; holes are zeros.
@@ -45,33 +52,46 @@ impl CacheFile {
     ///         after dropping what cannot be used, so that [`Self::missing`] names it.
     /// Cost:   blocks; one hash of each chunk whose first use this is.
     pub fn read(&self, range: ByteRange) -> Result<Bytes, StoreError> {
-        let parts = self.entry.parts(range);
-        if let Some(absent) = self.entry.missing(range).first() {
-            return Err(StoreError::Partial(absent.segment.id));
-        }
-        if parts.is_empty() && !self.entry.is_on_disk() {
+        if !self.entry.is_on_disk() && self.entry.parts(range).is_empty() {
             let zeros = usize::try_from(range.len()).map_err(|_| StoreError::Full)?;
             return Ok(vec![0; zeros].into());
         }
-        let drop_all = |error| {
-            for (extent, slice, chunks) in &parts {
-                self.entry.forget(*extent, *chunks);
-                self.store.dropped(&self.entry, slice.segment.id);
-            }
-            error
-        };
-        let files = self.entry.files(&self.store.folder).map_err(drop_all)?;
-        for (extent, slice, chunks) in &parts {
-            for run in self.entry.unverified(*extent, slice, *chunks) {
-                let tree = self.store.tree_of(&self.entry, &files, *extent, slice)?;
-                let bad = self.entry.verify(&files, &tree, *extent, slice, run).map_err(drop_all)?;
+        let files = self.verified(range)?;
+        let read = Entry::read_data(&files, range).map_err(failed("read a cached file"));
+        read.map_err(|error| self.drop_all(range, error))
+    }
+
+    /// Hash every chunk of `range` that this process did not hash yet, as [`Self::read`] does.
+    pub fn verify(&self, range: ByteRange) -> Result<(), StoreError> {
+        self.verified(range).map(drop)
+    }
+
+    fn verified(&self, range: ByteRange) -> Result<Arc<Files>, StoreError> {
+        if let Some(absent) = self.entry.missing(range).first() {
+            return Err(StoreError::Partial(absent.segment.id));
+        }
+        let files = self.entry.files(&self.store.folder).map_err(|error| self.drop_all(range, error))?;
+        for (extent, slice, chunks) in self.entry.parts(range) {
+            for run in self.entry.unverified(extent, &slice, chunks) {
+                let tree = self.store.tree_of(&self.entry, &files, extent, &slice)?;
+                let bad = self.entry.verify(&files, &tree, extent, &slice, run);
+                let bad = bad.map_err(|error| self.drop_all(range, error))?;
                 if let Some(chunk) = bad.first() {
                     self.store.dropped(&self.entry, slice.segment.id);
                     return Err(StoreError::Corrupt { id: slice.segment.id, chunk: *chunk });
                 }
             }
         }
-        Entry::read_data(&files, range).map_err(failed("read a cached file")).map_err(drop_all)
+        Ok(files)
+    }
+
+    /// The disk failed at `range`: it is not here any more.
+    fn drop_all(&self, range: ByteRange, error: StoreError) -> StoreError {
+        for (extent, slice, chunks) in self.entry.parts(range) {
+            self.entry.forget(extent, chunks);
+            self.store.dropped(&self.entry, slice.segment.id);
+        }
+        error
     }
 
     /// The bytes of the file at `range`, if that needs neither hashing nor the disk.

@@ -24,7 +24,7 @@ pub(super) const MAGIC: &[u8; 4] = b"SWMC";
 /// Layout that this program writes.
 pub(super) const VERSION: u32 = 1;
 /// Bytes before the manifest.
-pub(super) const HEADER_BYTES: u64 = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 
 /// Where everything of one cached file lies.
 pub(super) struct Layout {
@@ -95,7 +95,7 @@ impl Layout {
             bits += slice.map_or(0, |slice| u64::from(slice.chunks.len()));
         }
         bit_bases.push(bits);
-        let bits_at = (HEADER_BYTES + manifest_bytes).next_multiple_of(8);
+        let bits_at = (HEADER_BYTES as u64 + manifest_bytes).next_multiple_of(8);
         let mut end = bits_at + Bitmap::disk_bytes(bits);
         let mut placed: HashMap<Segment, u64> = HashMap::new();
         let mut trees = Vec::with_capacity(manifest.extents().len());

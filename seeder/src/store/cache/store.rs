@@ -451,21 +451,21 @@ impl CacheStore {
         };
         let files = entry.files(&self.folder).map_err(unreadable)?;
         let tree = self.tree_of(entry, &files, extent, &slice)?;
-        let read = entry.chunk_bytes(&files, extent, &slice, chunks).map_err(failed("read a cached file"));
-        let bytes = read.map_err(unreadable)?;
-        if tree.check(chunks, &bytes).is_ok() {
-            return Ok((tree, bytes.into()));
-        }
-        let bad = entry.verify(&files, &tree, extent, &slice, chunks).map_err(unreadable)?;
-        let rotten = StoreError::Corrupt { id, chunk: bad.first().copied().unwrap_or(chunks.start) };
-        match bad.is_empty() {
-            // Bad a moment ago and good now: do not trust the disk with these.
-            true => Err(unreadable(rotten)),
-            false => {
+        let read = || entry.chunk_bytes(&files, extent, &slice, chunks).map_err(failed("read a cached file"));
+        let mut bytes = read().map_err(unreadable)?;
+        if tree.check(chunks, &bytes).is_err() {
+            let bad = entry.verify(&files, &tree, extent, &slice, chunks).map_err(unreadable)?;
+            if let Some(chunk) = bad.first() {
                 self.dropped(entry, id);
-                Err(rotten)
+                return Err(StoreError::Corrupt { id, chunk: *chunk });
+            }
+            // Somebody wrote it anew meanwhile.
+            bytes = read().map_err(unreadable)?;
+            if tree.check(chunks, &bytes).is_err() {
+                return Err(unreadable(StoreError::Corrupt { id, chunk: chunks.start }));
             }
         }
+        Ok((tree, bytes.into()))
     }
 
     /// The verified tree of an extent's segment, from memory or from beside the file.
