@@ -269,6 +269,26 @@ async fn a_report_makes_an_honest_seeder_look_again_and_mend_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_tracker_finds_everything_again() {
+    let place = Place::new();
+    let tracker = place.tracker("tracker", anywhere()).await;
+    let address = tracker.address();
+    let [a, b] = place.seeders(address).await;
+    let segments: Vec<Segment> = {
+        let data: Vec<Vec<u8>> = (0..40).map(|number| bytes(10_000, number)).collect();
+        let slices: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+        assert!(all_held(&store(&[&a, &b], &slices).await));
+        slices.iter().map(|bytes| ChunkTree::build(bytes).segment()).collect()
+    };
+    tracker.stop().await;
+    let tracker = place.tracker("tracker", address).await;
+    let reader = reader(tracker.address());
+    for segment in segments {
+        reader.located(segment, 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seeder_serves_while_the_tracker_is_away_and_joins_when_it_comes() {
     let place = Place::new();
     let first = place.tracker("tracker", anywhere()).await;

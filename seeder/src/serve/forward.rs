@@ -19,15 +19,18 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::receive::PROGRESS_WAIT;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 /// Channels kept open to other seeders.
 const MOST_CHANNELS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 /// Longest wait for a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
-/// Frames that wait to be passed on: enough to cover a hiccup, little enough for 8 MiB a call.
-const FRAMES_WAITING: usize = 8;
+/// Frames that wait to be passed on: enough to cover a hiccup.
+const FRAMES_WAITING: usize = 4;
+/// Longest wait for the last link, to take a frame and to answer; each link before it waits so much
+/// longer, so that one that hangs is blamed by its neighbour. With two links this must stay below the
+/// 15 s after which an uploader gives up on the first seeder.
+const LINK_WAIT: Duration = Duration::from_secs(4);
 /// Characters of an address.
 const MOST_ADDRESS: u64 = 255 + 6;
 
@@ -120,15 +123,21 @@ impl Downstream {
     pub(super) async fn pass(&mut self, data: Bytes) {
         let Some(frames) = &self.frames else { return };
         let frame = v1::StoreFrame { frame: Some(Frame::Data(data)) };
-        match frames.send_timeout(frame, PROGRESS_WAIT).await {
+        let wait = self.patience();
+        match frames.send_timeout(frame, wait).await {
             Ok(()) => {}
             Err(mpsc::error::SendTimeoutError::Closed(_)) => self.frames = None,
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
                 // Its call hangs: do not wait for its reply either.
                 (self.frames, self.reply) = (None, None);
-                self.failure = format!("took nothing for {PROGRESS_WAIT:?}");
+                self.failure = format!("took nothing for {wait:?}");
             }
         }
+    }
+
+    /// How long the next link may take over one thing.
+    fn patience(&self) -> Duration {
+        LINK_WAIT.saturating_mul(u32::try_from(self.targets.len() + 1).unwrap_or(u32::MAX))
     }
 
     /// No more frames.
@@ -139,9 +148,7 @@ impl Downstream {
     /// What the targets said; call after [`Self::end`].
     pub(super) async fn acks(self) -> Vec<v1::StoreAck> {
         let Some(first) = self.targets.first() else { return Vec::new() };
-        // Each further link waits for its own disk and then for the next.
-        let links = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
-        let wait = PROGRESS_WAIT.saturating_mul(links.saturating_add(1));
+        let wait = self.patience();
         let mut failure = self.failure;
         let mut reply = v1::StoreReply::default();
         if let Some(waiting) = self.reply {

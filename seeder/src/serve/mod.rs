@@ -36,8 +36,8 @@ use gate::Gate;
 use listener::Remote;
 use route::Route;
 
-/// HTTP/2 window of one stream: a run and its tree, several times over.
-const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// HTTP/2 window of one stream that brings us data (Store; what Fetch sends is the asker's to bound).
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// HTTP/2 window of a connection.
 const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// Largest HTTP/2 frame: a run travels in one.

@@ -15,8 +15,8 @@ use super::Chunks;
 use super::forward::{Downstream, Target};
 use crate::store::{AckLevel, ChunkStore, ReplicaSink, SegmentWriter, StoreError};
 
-/// Longest wait without progress: for the next frame, for one write, for a downstream to take one.
-pub(super) const PROGRESS_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait without progress: for the next frame, for one write.
+const PROGRESS_WAIT: Duration = Duration::from_secs(30);
 /// Bytes that must come in each [`PROGRESS_WAIT`], so that a drip does not hold a place for hours:
 /// about 9 KiB a second.
 const PROGRESS_BYTES: u64 = 256 * 1024;

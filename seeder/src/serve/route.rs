@@ -38,8 +38,9 @@ const MOST_FETCH_BYTES: usize = 4 * 1024;
 const MOST_LIST_BYTES: usize = 256 * 1024;
 /// Calls that are neither Fetch nor Store at once: 64 MiB of requests; and of one address.
 const MOST_LISTS: (usize, usize) = (256, 64);
-/// Calls of Store at once: each holds up to 17 frames of 1 MiB on its way; and of one address.
-const MOST_STORES: (usize, usize) = (32, 24);
+/// Calls of Store at once, and of one address. A put makes up to 16, and each is passed on. A call can
+/// make us hold 9 MiB: its window, a frame, and what waits to be passed on.
+const MOST_STORES: (usize, usize) = (96, 64);
 /// Longest life of a call that is neither Fetch nor Store.
 const LIST_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for the request of a Fetch.

@@ -213,6 +213,21 @@ async fn a_failure_downstream_fails_nothing_here() {
 }
 
 #[tokio::test]
+async fn a_downstream_that_hangs_is_given_up_before_the_sender_gives_us_up() {
+    let here = start().await;
+    let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = deaf.local_addr().unwrap().to_string();
+    let target = v1::Target { peer_id: PeerId::random().to_wire(), address };
+    // More than waits on the way: the sender is held up too.
+    let data = bytes(12 << 20, 5);
+    let segment = ChunkTree::build(&data).segment();
+    let sent = send(&here, frames(header(&[segment], vec![target; 2]), &[&data]));
+    let reply = tokio::time::timeout(Duration::from_secs(15), sent).await.expect("in time").unwrap();
+    let unavailable = [v1::StoreOutcome::Unavailable];
+    assert_eq!(outcomes(&reply), [[v1::StoreOutcome::Held], unavailable, unavailable]);
+}
+
+#[tokio::test]
 async fn wrong_bytes_are_never_acknowledged_and_the_other_segments_are() {
     let server = start().await;
     let (right, mut wrong) = (bytes(50_000, 1), bytes(50_000, 2));
