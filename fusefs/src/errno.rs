@@ -3,6 +3,8 @@
 use swarm_proto::Fault;
 use swarm_seeder::tracker_client::TrackerError;
 
+use crate::read::ReadError;
+
 pub use rustix::io::Errno;
 
 /// What a caller of the kernel is told for a refusal of the catalog.
@@ -33,5 +35,13 @@ pub fn of_tracker(error: &TrackerError) -> Errno {
         TrackerError::Refused { fault, .. } => of_fault(*fault),
         TrackerError::Unreachable { .. } => Errno::TIMEDOUT,
         TrackerError::Nonsense { .. } => Errno::PROTO,
+    }
+}
+
+/// What a caller of the kernel is told when a read brought no bytes.
+pub const fn of_read(error: &ReadError) -> Errno {
+    match error {
+        // Promise 4: no bytes within the read timeout is EIO, whatever kept them.
+        ReadError::TimedOut(_) | ReadError::NoHolder(_) | ReadError::Failed(_) | ReadError::Stopping => Errno::IO,
     }
 }

@@ -177,12 +177,12 @@ impl Filesystem for Operations {
                             let keep = if keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                             reply.opened(handle, keep | FopenFlags::FOPEN_NOFLUSH);
                         }
-                        Mode::Direct => {
-                            reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+                        Mode::Direct(backing) => {
+                            let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+                            reply.opened_passthrough(handle, flags, id_of(&backing));
                         }
                         Mode::Passthrough(backing) => {
-                            let backing = backing.downcast_ref::<BackingId>().expect("this module made it");
-                            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, backing);
+                            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, id_of(&backing));
                         }
                     }
                 }
@@ -447,6 +447,10 @@ impl Operations {
     }
 }
 
+fn id_of(backing: &Backing) -> &BackingId {
+    backing.downcast_ref().expect("open makes nothing else")
+}
+
 async fn seek(fs: &FileSystem, inode: swarm_proto::InodeNumber, offset: u64, whence: Whence) -> Result<i64, Errno> {
     let found = fs.seek(inode, offset, whence).await?;
     i64::try_from(found).map_err(|_| Errno::OVERFLOW)
@@ -463,3 +467,6 @@ fn value_reply(value: Result<&[u8], &fuser::Errno>, room: u32, reply: ReplyXattr
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

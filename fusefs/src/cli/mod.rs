@@ -12,6 +12,7 @@ mod fetch;
 mod get;
 mod ls;
 mod mkdir;
+mod mount;
 mod mv;
 pub mod name;
 mod peers;
@@ -24,6 +25,7 @@ mod stat;
 mod status;
 pub mod target;
 mod tree;
+mod umount;
 
 use std::process::ExitCode;
 
@@ -84,6 +86,13 @@ pub enum Command {
     Catalog(catalog::Catalog),
     /// Say what stands in the way of a mount here, and the line that mends it
     Doctor(doctor::Doctor),
+    /// Show a swarm as a folder
+    Mount(Box<mount::MountCommand>),
+    /// The background process of `mount`
+    #[command(hide = true)]
+    MountInBackground,
+    /// End a mount
+    Umount(umount::UmountCommand),
 }
 
 /// Run the program to its exit code.
@@ -98,8 +107,18 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
-    let tool = Tool::new(&cli.flags)?;
-    if cli.flags.print_config {
+    // A mount has settings, a log and a runtime of its own.
+    match cli.command {
+        Command::Mount(command) => command.run(&cli.flags),
+        Command::MountInBackground => mount::in_background(),
+        Command::Umount(command) => command.run(),
+        command => run_tool(&cli.flags, command),
+    }
+}
+
+fn run_tool(flags: &ToolFlags, command: Command) -> Outcome {
+    let tool = Tool::new(flags)?;
+    if flags.print_config {
         print!("{}", tool.settings_text());
         return Ok(());
     }
@@ -108,7 +127,7 @@ fn run(cli: Cli) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::io("start the runtime", &error))?;
-    let outcome = runtime.block_on(dispatch(cli.command, &tool));
+    let outcome = runtime.block_on(dispatch(command, &tool));
     // A blocking read of a terminal or a dead disk must not hold the exit up.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     outcome
@@ -128,6 +147,9 @@ async fn dispatch(command: Command, tool: &Tool) -> Outcome {
         Command::Ls(command) => command.run(tool).await,
         Command::Status(command) => command.run(tool).await,
         Command::Peers(command) => command.run(tool).await,
+        Command::Mount(_) | Command::MountInBackground | Command::Umount(_) => {
+            Err(Failure::usage("this command has no connection"))
+        }
     }
 }
 

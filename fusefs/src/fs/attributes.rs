@@ -61,8 +61,20 @@ impl FileSystem {
 
     /// Attributes, if they can be answered at once.
     pub fn attributes_known(&self, inode: InodeNumber) -> Option<Found> {
-        let (node, trust) = self.known.lock().node(inode, Instant::now())?;
-        is_good(trust).then(|| self.found(Some(node), trust))
+        let (known, live) = {
+            let mut known = self.known.lock();
+            (known.node(inode, Instant::now()), known.is_live())
+        };
+        if let Some((node, trust)) = known.clone()
+            && is_good(trust)
+        {
+            return Some(self.found(Some(node), trust));
+        }
+        // A reader of an open file must not wait for a tracker that is away: the kernel asks for the size
+        // whenever a read comes near the end.
+        let (opened, _) = self.open.opened(inode).filter(|_| !live)?;
+        let node = known.map_or(opened, |(node, _)| node);
+        Some(self.found(Some(node), Trust::For(BRIEFLY)))
     }
 
     /// Attributes of an inode.
@@ -131,7 +143,10 @@ impl FileSystem {
                 Some((node, _)) => Ok((Arc::new(Node { links: 0, ..(*node).clone() }), Trust::For(BRIEFLY))),
                 None => Err(Errno::STALE),
             },
-            Err(error) => self.or_last(error, last),
+            Err(error) => match self.open.opened(inode) {
+                Some((node, _)) => Ok((node, Trust::For(BRIEFLY))),
+                None => self.or_last(error, last),
+            },
         }
     }
 

@@ -27,6 +27,8 @@ pub trait Content: Send + Sync + 'static {
     fn prefetch(&self, versions: Vec<Version>);
     /// Bytes of this version that are in the cache.
     fn cached_bytes(&self, version: &Version) -> u64;
+    /// The manifest of a version that is cached, for when no tracker answers.
+    fn cached_manifest(&self, digest: &ManifestDigest) -> Option<Arc<Manifest>>;
 }
 
 /// One handle's view of one version of a file.

@@ -23,15 +23,19 @@ use super::node::{Kind, Node};
 use super::{FileSystem, FileSystemConfig};
 use crate::errno::Errno;
 
-pub(super) const ROOT: InodeNumber = InodeNumber(1);
+pub(crate) const ROOT: InodeNumber = InodeNumber(1);
 
 /// A catalog whose content is [`FakeSwarm::bytes`] by manifest.
 #[derive(Default)]
-pub(super) struct FakeSwarm {
+pub(crate) struct FakeSwarm {
     state: Mutex<State>,
-    pub(super) away: AtomicBool,
-    pub(super) questions: AtomicUsize,
-    pub(super) prefetched: Mutex<Vec<ManifestDigest>>,
+    pub(crate) away: AtomicBool,
+    pub(crate) questions: AtomicUsize,
+    pub(crate) prefetched: Mutex<Vec<ManifestDigest>>,
+    /// Files are complete in the cache.
+    pub(crate) complete: AtomicBool,
+    /// Reads never end.
+    pub(crate) stuck: AtomicBool,
 }
 
 #[derive(Default)]
@@ -46,7 +50,7 @@ struct State {
 }
 
 impl FakeSwarm {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let this = Self::default();
         {
             let mut state = this.state.lock();
@@ -57,29 +61,43 @@ impl FakeSwarm {
     }
 
     /// Make a node and tell the watchers.
-    pub(super) fn make(&self, parent: InodeNumber, name: &str, kind: Kind) -> InodeNumber {
+    pub(crate) fn make(&self, parent: InodeNumber, name: impl AsRef<[u8]>, kind: Kind) -> InodeNumber {
         let mut state = self.state.lock();
-        let inode = state.next;
+        let (inode, name) = (state.next, name.as_ref());
         state.next += 1;
         state.nodes.insert(inode, node(inode, kind));
-        state.names.insert((parent.0, Bytes::copy_from_slice(name.as_bytes())), inode);
+        state.names.insert((parent.0, Bytes::copy_from_slice(name)), inode);
         state.changed(parent.0, name, false);
         InodeNumber(inode)
     }
 
     /// Give a file a content, and tell the watchers.
-    pub(super) fn write(&self, inode: InodeNumber, bytes: &[u8]) {
+    pub(crate) fn write(&self, inode: InodeNumber, bytes: &[u8]) {
         self.write_silently(inode, bytes);
-        self.state.lock().changed(inode.0, "", true);
+        self.state.lock().changed(inode.0, b"", true);
     }
 
     /// The same, with the watchers told never: as if they were slow.
-    pub(super) fn write_silently(&self, inode: InodeNumber, bytes: &[u8]) {
-        let mut state = self.state.lock();
+    pub(crate) fn write_silently(&self, inode: InodeNumber, bytes: &[u8]) {
         let id = SegmentId::new(*blake3::hash(bytes).as_bytes());
         let length = u32::try_from(bytes.len()).unwrap();
         let extents = if bytes.is_empty() { vec![] } else { vec![Extent::whole(Segment { id, length })] };
-        let manifest = Manifest::new(extents).unwrap();
+        self.commit(inode, Manifest::new(extents).unwrap(), bytes);
+    }
+
+    /// Give a file a hole, as long as what follows it.
+    pub(crate) fn write_after_hole(&self, inode: InodeNumber, bytes: &[u8]) {
+        let id = SegmentId::new(*blake3::hash(bytes).as_bytes());
+        let length = u32::try_from(bytes.len()).unwrap();
+        let hole = Extent::Hole { length: u64::from(length) };
+        let manifest = Manifest::new(vec![hole, Extent::whole(Segment { id, length })]).unwrap();
+        let whole = [vec![0; bytes.len()], bytes.to_vec()].concat();
+        self.commit(inode, manifest, &whole);
+        self.state.lock().changed(inode.0, b"", true);
+    }
+
+    fn commit(&self, inode: InodeNumber, manifest: Manifest, bytes: &[u8]) {
+        let mut state = self.state.lock();
         let digest = manifest.digest();
         state.manifests.insert(digest, Arc::new(manifest));
         state.bytes.insert(digest, Bytes::copy_from_slice(bytes));
@@ -91,18 +109,18 @@ impl FakeSwarm {
         node.modified_ns += 1;
     }
 
-    pub(super) fn remove(&self, parent: InodeNumber, name: &str) {
+    pub(crate) fn remove(&self, parent: InodeNumber, name: &str) {
         let mut state = self.state.lock();
         let inode = state.names.remove(&(parent.0, Bytes::copy_from_slice(name.as_bytes()))).unwrap();
         state.nodes.remove(&inode);
-        state.changed(parent.0, name, false);
+        state.changed(parent.0, name.as_bytes(), false);
     }
 
-    pub(super) fn end_watches(&self) {
+    pub(crate) fn end_watches(&self) {
         self.state.lock().watchers.clear();
     }
 
-    pub(super) fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.questions.load(Ordering::SeqCst)
     }
 
@@ -117,9 +135,9 @@ impl FakeSwarm {
 }
 
 impl State {
-    fn changed(&mut self, inode: u64, name: &str, content: bool) {
+    fn changed(&mut self, inode: u64, name: &[u8], content: bool) {
         self.revision += 1;
-        let change = v1::Change { inode, name: Bytes::copy_from_slice(name.as_bytes()), content };
+        let change = v1::Change { inode, name: Bytes::copy_from_slice(name), content };
         let reply = v1::WatchReply { revision: self.revision, changes: vec![change], reset: false };
         self.watchers.retain(|watcher| watcher.unbounded_send(Ok(reply.clone())).is_ok());
     }
@@ -129,7 +147,7 @@ fn unreachable() -> TrackerError {
     TrackerError::Unreachable { address: "here".into(), reason: "away".into(), waited: Duration::ZERO }
 }
 
-pub(super) fn node(inode: u64, kind: Kind) -> Node {
+pub(crate) fn node(inode: u64, kind: Kind) -> Node {
     Node {
         inode: InodeNumber(inode),
         kind,
@@ -201,25 +219,37 @@ impl Catalog for FakeSwarm {
     }
 }
 
-struct FakeContent(Bytes);
+struct FakeContent {
+    bytes: Bytes,
+    complete: bool,
+    stuck: bool,
+}
 
 impl OpenContent for FakeContent {
     fn read(&self, offset: u64, length: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
-        let start = usize::try_from(offset).unwrap().min(self.0.len());
-        let end = (start + length as usize).min(self.0.len());
-        let bytes = self.0.slice(start..end);
+        if self.stuck {
+            return futures::future::pending().boxed();
+        }
+        let start = usize::try_from(offset).unwrap().min(self.bytes.len());
+        let end = (start + length as usize).min(self.bytes.len());
+        let bytes = self.bytes.slice(start..end);
         async move { Ok(bytes) }.boxed()
     }
 
     fn complete_file(&self) -> Option<Arc<File>> {
-        None
+        self.complete.then(|| {
+            let mut file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut file, &self.bytes).unwrap();
+            Arc::new(file)
+        })
     }
 }
 
 impl Content for FakeSwarm {
     fn open(&self, version: &Version) -> Arc<dyn OpenContent> {
         let bytes = version.digest.map(|digest| self.state.lock().bytes[&digest].clone()).unwrap_or_default();
-        Arc::new(FakeContent(bytes))
+        let (complete, stuck) = (self.complete.load(Ordering::SeqCst), self.stuck.load(Ordering::SeqCst));
+        Arc::new(FakeContent { bytes, complete, stuck })
     }
 
     fn prefetch(&self, versions: Vec<Version>) {
@@ -228,6 +258,10 @@ impl Content for FakeSwarm {
 
     fn cached_bytes(&self, _: &Version) -> u64 {
         5
+    }
+
+    fn cached_manifest(&self, _: &ManifestDigest) -> Option<Arc<Manifest>> {
+        None
     }
 }
 
@@ -247,16 +281,16 @@ impl Locator for FakeSwarm {
 }
 
 /// A file system over a fake swarm, following its changes.
-pub(super) struct Bench {
-    pub(super) swarm: Arc<FakeSwarm>,
-    pub(super) fs: Arc<FileSystem>,
-    pub(super) forgotten: mpsc::Receiver<Invalidation>,
-    pub(super) tasks: TaskTracker,
+pub(crate) struct Bench {
+    pub(crate) swarm: Arc<FakeSwarm>,
+    pub(crate) fs: Arc<FileSystem>,
+    pub(crate) forgotten: mpsc::Receiver<Invalidation>,
+    pub(crate) tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Bench {
-    pub(super) async fn new(offline_ok: bool) -> Self {
+    pub(crate) async fn new(offline_ok: bool) -> Self {
         let swarm = FakeSwarm::new();
         let (invalidations, forgotten) = Invalidations::new();
         let config = FileSystemConfig {
@@ -279,7 +313,7 @@ impl Bench {
     }
 
     /// Wait until something holds.
-    pub(super) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !holds(self) {
             assert!(began.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
@@ -288,7 +322,7 @@ impl Bench {
     }
 
     /// Wait until the kernel was told to forget something.
-    pub(super) async fn until_forgotten(&self, want: &Invalidation) {
+    pub(crate) async fn until_forgotten(&self, want: &Invalidation) {
         let seen = Mutex::new(Vec::new());
         self.until(&format!("{want:?} is forgotten"), |bench| {
             seen.lock().extend(bench.forgotten.try_iter());

@@ -22,7 +22,7 @@ mod watch;
 mod xattr;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
@@ -98,6 +98,7 @@ pub struct FileSystem {
     capacity: Mutex<Option<(Instant, v1::StatFsReply)>>,
     invalidations: Invalidations,
     kernel: OnceLock<Arc<dyn Kernel>>,
+    status: OnceLock<Box<dyn Fn() -> String + Send + Sync>>,
     counters: Counters,
     /// The tracker did not answer the watch.
     away: AtomicBool,
@@ -122,6 +123,7 @@ impl FileSystem {
             siblings: Mutex::new(Siblings::new()),
             capacity: Mutex::new(None),
             kernel: OnceLock::new(),
+            status: OnceLock::new(),
             counters: Counters::new(),
             away: AtomicBool::new(false),
             config,
@@ -137,6 +139,12 @@ impl FileSystem {
     pub fn attach(&self, kernel: Arc<dyn Kernel>) {
         // A second kernel cannot be: a file system is mounted once.
         drop(self.kernel.set(kernel));
+    }
+
+    /// What the attribute `user.swarm.status` of the root says.
+    pub fn on_status(&self, status: impl Fn() -> String + Send + Sync + 'static) {
+        // Whoever assembles the mount says it once.
+        drop(self.status.set(Box::new(status)));
     }
 
     /// How it behaves.

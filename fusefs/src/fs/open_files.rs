@@ -37,9 +37,10 @@ pub enum Mode {
     },
     /// From the backing file, with no daemon in the way.
     Passthrough(Backing),
-    /// Each read comes to the daemon: the inode's backing file is an older version. Such a handle cannot
-    /// be mapped (ENODEV), where passing it through would map the older version.
-    Direct,
+    /// Each read comes to the daemon, because the inode's backing file, which the kernel must be named all
+    /// the same, is an older version. A map of such a handle shows that older version: the kernel maps
+    /// nothing else while another handle is passed through.
+    Direct(Backing),
 }
 
 /// An open file.
@@ -76,6 +77,7 @@ struct OpenInode {
 struct Passthrough {
     backing: Backing,
     version: u64,
+    /// Of both kinds: the kernel keeps the backing file until the last one is closed.
     handles: usize,
 }
 
@@ -173,11 +175,14 @@ impl OpenFiles {
                 passthrough.handles += 1;
                 Mode::Passthrough(passthrough.backing.clone())
             }
-            (How::Cached, _) => {
+            (How::Direct, Some(passthrough)) => {
+                passthrough.handles += 1;
+                Mode::Direct(passthrough.backing.clone())
+            }
+            _ => {
                 entry.cached += 1;
                 Mode::Cached { keep_pages: inner.pages.put(inode, newest) == Some(newest) }
             }
-            _ => Mode::Direct,
         };
         let handle = inner.next_handle;
         inner.next_handle += 1;
@@ -237,8 +242,7 @@ impl OpenFiles {
         entry.handles -= 1;
         match open.how {
             How::Cached => entry.cached -= 1,
-            How::Direct => {}
-            How::Passthrough => {
+            How::Direct | How::Passthrough => {
                 if let Some(passthrough) = &mut entry.passthrough {
                     passthrough.handles -= 1;
                     if passthrough.handles == 0 {

@@ -52,7 +52,7 @@ impl FileSystem {
         let mode = match opened.mode {
             Mode::Cached { .. } => "cached",
             Mode::Passthrough(_) => "passthrough",
-            Mode::Direct => "direct",
+            Mode::Direct(_) => "direct",
         };
         self.counters.opens.with_label_values(&[mode]).inc();
         self.follow_walk(inode);
@@ -70,7 +70,8 @@ impl FileSystem {
                 content
             }
         };
-        let bytes = content.read(offset, length, deadline).await?;
+        let bytes = tokio::time::timeout_at(deadline.into(), content.read(offset, length, deadline));
+        let bytes = bytes.await.unwrap_or(Err(Errno::IO))?;
         self.counters.reads.inc();
         self.counters.read_bytes.inc_by(bytes.len() as u64);
         Ok(bytes)
@@ -132,7 +133,7 @@ impl FileSystem {
             return Ok(Version { digest: None, manifest: Arc::new(Manifest::default()) });
         };
         let remembered = self.manifests.lock().get(&digest).cloned();
-        let manifest = match remembered.or(sent) {
+        let manifest = match remembered.or(sent).or_else(|| self.content.cached_manifest(&digest)) {
             Some(manifest) => manifest,
             None => {
                 self.counters.asked("manifest");

@@ -18,15 +18,17 @@ impl FileSystem {
     pub async fn follow_changes(&self, stop: CancellationToken) {
         let followed = async {
             let mut pause = PAUSES.0;
+            let mut said = false;
             loop {
                 let asked = self.catalog.watch(self.catalog.newest());
                 match tokio::time::timeout(self.config.metadata_timeout, asked).await {
                     Ok(Ok(changes)) => {
                         pause = PAUSES.0;
+                        said = false;
                         self.follow(changes).await;
                     }
-                    Ok(Err(error)) => self.gone(&error.to_string()),
-                    Err(_) => self.gone("no answer in time"),
+                    Ok(Err(error)) => gone(&mut said, &error.to_string()),
+                    Err(_) => gone(&mut said, "no answer in time"),
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
@@ -51,6 +53,8 @@ impl FileSystem {
             }
         };
         self.counters.live.set(0);
+        // Until the next attempt answers, which for a tracker that is there takes no time.
+        self.away.store(true, Ordering::Relaxed);
         self.learn(super::Known::lost);
         tracing::warn!(reason, "changes are no longer pushed: names and attributes are asked for again each second");
     }
@@ -67,10 +71,11 @@ impl FileSystem {
             }
         });
     }
+}
 
-    fn gone(&self, reason: &str) {
-        if !self.away.swap(true, Ordering::Relaxed) {
-            tracing::warn!(reason, "the tracker is away");
-        }
+/// Say once that nobody answers.
+fn gone(said: &mut bool, reason: &str) {
+    if !std::mem::replace(said, true) {
+        tracing::warn!(reason, "the tracker is away");
     }
 }

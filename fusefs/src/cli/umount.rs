@@ -1,0 +1,92 @@
+//! `swarmfs umount`: ends a mount, and waits until its daemon has written its cache down.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::exit::{Exit, Failure, Outcome, of_io};
+use crate::mount::status::{self, MountStatus};
+use crate::mount::unmount::{UnmountError, WhenBusy, unmount};
+
+/// How long a mount may take to say who its process is.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+/// How long that process may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+const END_POLL: Duration = Duration::from_millis(20);
+
+/// End a mount
+#[derive(Debug, Args)]
+pub struct UmountCommand {
+    /// Folders that are mounted
+    #[arg(value_name = "DIR", required = true)]
+    folders: Vec<PathBuf>,
+    /// Take the folder out of the tree at once, also if it is in use
+    #[arg(short, long)]
+    lazy: bool,
+}
+
+impl UmountCommand {
+    /// Unmount each folder; goes on after a failure and reports the first.
+    pub fn run(&self) -> Outcome {
+        let mut first = None;
+        for folder in &self.folders {
+            if let Err(failure) = self.one(folder) {
+                match first {
+                    None => first = Some(failure),
+                    Some(_) => eprintln!("swarmfs: {failure}"),
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn one(&self, folder: &Path) -> Outcome {
+        let status = status_of(folder);
+        let when_busy = if self.lazy { WhenBusy::Detach } else { WhenBusy::Refuse };
+        unmount(folder, when_busy).map_err(|error| failure(&error))?;
+        if let Some(status) = status.filter(|status| status.ends_with_mount && !self.lazy) {
+            wait_for_end(status.pid);
+        }
+        Ok(())
+    }
+}
+
+/// What the mount says of itself, unless it takes too long: it may be hung, and still be unmounted.
+fn status_of(folder: &Path) -> Option<MountStatus> {
+    let (sender, receiver) = mpsc::channel();
+    let folder = folder.to_owned();
+    // Not waited for if it hangs: the process ends before it does.
+    std::thread::spawn(move || sender.send(status::of_mount(&folder)));
+    receiver.recv_timeout(STATUS_PATIENCE).ok().flatten()
+}
+
+fn wait_for_end(pid: u32) {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let began = Instant::now();
+    let ended = || {
+        // A child that nobody has waited for yet is as good as gone.
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        stat.is_empty() || stat.rsplit(')').next().is_some_and(|after| after.trim_start().starts_with('Z'))
+    };
+    while !ended() {
+        if began.elapsed() > END_PATIENCE {
+            eprintln!("swarmfs: unmounted, but its process {pid} is still writing its cache down");
+            return;
+        }
+        std::thread::sleep(END_POLL);
+    }
+}
+
+fn failure(error: &UnmountError) -> Failure {
+    let message = error.to_string();
+    match error {
+        UnmountError::NotOurs { .. } => Failure::new(Exit::NotFound, message),
+        UnmountError::Busy { .. } => {
+            Failure::new(Exit::Failure, message).hint("leave the folder and close its files, or add -l")
+        }
+        UnmountError::NotAllowed(_) => Failure::new(Exit::Permission, message),
+        UnmountError::Failed { .. } => Failure::new(of_io(std::io::ErrorKind::Other), message),
+    }
+}

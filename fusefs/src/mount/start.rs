@@ -1,0 +1,409 @@
+//! Putting a mount together, and taking it down.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prometheus::Registry;
+use rustix::fs::{FlockOperation, flock};
+use swarm_proto::PeerId;
+use swarm_proto::admin::{self, Readiness};
+use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped, any_swarm};
+use swarm_seeder::store::StoreError;
+use swarm_seeder::store::cache::{CacheConfig, CacheStore};
+use swarm_seeder::swarm::{Swarm, SwarmConfig};
+use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::config::MountConfig;
+use super::content::EngineContent;
+use super::doctor::{Finding, System};
+use super::folder::{self, FolderError};
+use super::status::MountStatus;
+use super::table;
+use super::unmount::{self, UnmountError};
+use crate::fs::catalog::Catalog;
+use crate::fs::invalidation::Invalidations;
+use crate::fs::node::Kind;
+use crate::fs::{FileSystem, FileSystemConfig};
+use crate::fuse::{Session, SessionConfig};
+use crate::read::{ReadConfig, ReadEngine};
+
+/// How long the cache of a mount that is just ending is waited for.
+const CACHE_PATIENCE: Duration = Duration::from_secs(5);
+const CACHE_POLL: Duration = Duration::from_millis(50);
+/// How long changes are waited for before the folder is shown; without them it works, only slower.
+const LIVE_PATIENCE: Duration = Duration::from_secs(2);
+const LIVE_POLL: Duration = Duration::from_millis(5);
+/// How long the kernel's threads may take to end after the unmount; users of a detached folder keep them.
+const SESSION_PATIENCE: Duration = Duration::from_secs(2);
+/// How long other peers may take to finish what they fetch from here.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the rest may take: the cache makes its last bits durable.
+const TASKS_PATIENCE: Duration = Duration::from_secs(10);
+/// File in the cache's folder that says who this peer is.
+const PEER_ID: &str = "peer-id";
+
+/// Why a mount did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// A setting is wrong.
+    #[error("{0}")]
+    Setting(String),
+    /// The tracker did not answer, or refused.
+    #[error("{0}")]
+    Tracker(#[from] TrackerError),
+    /// The swarm has no such folder.
+    #[error("the swarm has no folder /{0}")]
+    NoSuchFolder(String),
+    /// The system lacks something.
+    #[error("{}", .0.iter().map(Finding::to_string).collect::<Vec<_>>().join("\n"))]
+    System(Vec<Finding>),
+    /// The folder cannot be mounted over.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The cache cannot be used.
+    #[error("{0}")]
+    Cache(#[from] StoreError),
+    /// It cannot listen for other peers.
+    #[error("{0}")]
+    Peer(#[from] PeerError),
+    /// The operator's endpoint cannot be bound.
+    #[error("show metrics at {address}: {source}")]
+    Admin {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel or its helper refused.
+    #[error("mount {}: {source}", folder.display())]
+    Kernel {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A mounted swarm. Dropping it leaves the folder mounted until the process ends: call [`Self::unmount`].
+pub struct Mount {
+    fs: Arc<FileSystem>,
+    peer: Peer<CacheStore>,
+    session: Session,
+    mountpoint: PathBuf,
+    device: String,
+    source: String,
+    notes: Vec<String>,
+    admin: Option<SocketAddr>,
+    ready: Readiness,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Ends all that a start has begun, unless it came to its end.
+struct Undo {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// The folder, if it was made for this.
+    made: Option<PathBuf>,
+    finished: bool,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.stop.cancel();
+            self.tasks.close();
+            if let Some(folder) = &self.made {
+                // Somebody may have put something there meanwhile; then it stays.
+                let _ = std::fs::remove_dir(folder);
+            }
+        }
+    }
+}
+
+impl Mount {
+    /// Mount the folder of the swarm that `config.tracker` names at `mountpoint`; usable when this returns.
+    ///
+    /// Shape: `ends_with_mount`: the process has nothing else to do.
+    pub async fn start(config: MountConfig, mountpoint: &Path, ends_with_mount: bool) -> Result<Self, MountError> {
+        config.check().map_err(MountError::Setting)?;
+        let address: TrackerAddress =
+            config.tracker.parse().map_err(|error| MountError::Setting(format!("tracker: {error}")))?;
+        let system = System::this();
+        let findings = system.check(config.allow_other);
+        if !findings.is_empty() {
+            return Err(MountError::System(findings));
+        }
+        let (wanted, nonempty) = (mountpoint.to_owned(), config.nonempty);
+        let prepared = blocking(move || folder::prepare(&wanted, nonempty)).await?;
+        let mut notes = Vec::new();
+        if prepared.cleared {
+            notes.push(format!("cleared a dead mount at {}", prepared.path.display()));
+        }
+        if prepared.made {
+            notes.push(format!("made the folder {}", prepared.path.display()));
+        }
+
+        let mut undo = Undo {
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            made: prepared.made.then(|| prepared.path.clone()),
+            finished: false,
+        };
+        let (stop, tasks) = (undo.stop.clone(), undo.tasks.clone());
+        let registry = Registry::new();
+        let cache_dir = config.cache_folder(&address, &prepared.path, |name| std::env::var_os(name).map(PathBuf::from));
+        let cache = open_cache(&config, &cache_dir).await?;
+        let me = peer_id(&cache_dir)
+            .map_err(|source| StoreError::Io { doing: "remember who this peer is", source: Arc::new(source) })?;
+
+        let tracker = TrackerClient::new(TrackerClientConfig {
+            address: address.at_root(),
+            me: Some(me),
+            zone: config.zone.clone(),
+            patience: config.metadata_timeout.0,
+        })
+        .map_err(|error| MountError::Setting(format!("tracker: {error}")))?;
+        let root = Catalog::resolve(&tracker, bytes::Bytes::copy_from_slice(address.sub().as_bytes()))
+            .await?
+            .filter(|node| node.kind == Kind::Directory)
+            .ok_or_else(|| MountError::NoSuchFolder(address.sub().to_owned()))?;
+
+        let swarm_config =
+            SwarmConfig { download_limit: config.download_limit, ..SwarmConfig::new(me, config.zone.clone()) };
+        let swarm = Swarm::new(swarm_config, Arc::new(tracker.clone()), &registry, tasks.clone(), stop.clone());
+        let peer_config = PeerConfig {
+            id: me,
+            sharing: config.sharing(),
+            zone: config.zone.clone(),
+            host: config.host.clone(),
+            binding: any_swarm(),
+        };
+        let peer =
+            Peer::start(peer_config, cache.clone(), swarm.clone(), tracker.clone(), &registry, &tasks, stop.clone())
+                .await?;
+        let read_config = ReadConfig {
+            max_readahead: config.max_readahead.0,
+            read_timeout: config.read_timeout.0,
+            memory: config.memory.map(|memory| memory.0),
+        };
+        let engine = ReadEngine::new(cache.clone(), swarm, read_config, &registry, tasks.clone(), stop.clone());
+
+        let fs_config = FileSystemConfig {
+            root: root.inode,
+            metadata_ttl: config.metadata_ttl.0,
+            metadata_timeout: config.metadata_timeout.0,
+            read_timeout: config.read_timeout.0,
+            offline_ok: config.offline_ok,
+            no_passthrough: (!system.may_mount).then(|| "only root may have the kernel do it".to_owned()),
+        };
+        let (invalidations, forget) = Invalidations::new();
+        let tracker = Arc::new(tracker);
+        let content = Arc::new(EngineContent(engine));
+        let fs = FileSystem::new(fs_config, tracker.clone(), content, tracker, invalidations, tasks.clone());
+        let fs = Arc::new(fs);
+        if let Err(error) = fs.counters().register(&registry) {
+            tracing::error!(%error, "register the counters of the mount");
+        }
+        let (following, stopped) = (fs.clone(), stop.clone());
+        tasks.spawn(async move { following.follow_changes(stopped).await });
+        let began = Instant::now();
+        while !fs.is_live() && began.elapsed() < LIVE_PATIENCE {
+            tokio::time::sleep(LIVE_POLL).await;
+        }
+
+        let ready = Readiness::default();
+        let admin = match config.admin_listen {
+            None => None,
+            Some(address) => {
+                let serving = admin::serve(address, registry, ready.clone(), &tasks, stop.clone());
+                Some(serving.await.map_err(|source| MountError::Admin { address, source })?)
+            }
+        };
+        let source = address.to_string();
+        fs.on_status(status(&fs, &peer, &cache, &cache_dir, &source, &prepared.path, admin, ends_with_mount));
+
+        let session_config = SessionConfig {
+            mountpoint: prepared.path.clone(),
+            source: source.clone(),
+            allow_other: config.allow_other,
+        };
+        let (mounted, runtime, session_tasks) = (fs.clone(), Handle::current(), tasks.clone());
+        let path = prepared.path.clone();
+        let session = blocking(move || {
+            Session::mount(mounted, &session_config, forget, runtime, session_tasks)
+                .map_err(|source| MountError::Kernel { folder: path, source })
+        })
+        .await?;
+        let path = prepared.path.clone();
+        let device = blocking(move || {
+            let device = table::at(&path).ok().flatten().map(|entry| entry.device).unwrap_or_default();
+            folder::raise_readahead(&device);
+            device
+        })
+        .await;
+        ready.set(true);
+        // From here on it is for `unmount` to end what runs.
+        undo.finished = true;
+        let mountpoint = prepared.path;
+        Ok(Self { fs, peer, session, mountpoint, device, source, notes, admin, ready, tasks, stop })
+    }
+
+    /// The folder; absolute.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// The tracker and the folder of the swarm that is shown.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What a person should know of the start: a folder was made, a dead mount cleared.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Where metrics are shown.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// This mount as a peer.
+    pub fn peer(&self) -> &Peer<CacheStore> {
+        &self.peer
+    }
+
+    /// The file system.
+    pub fn file_system(&self) -> &Arc<FileSystem> {
+        &self.fs
+    }
+
+    /// Returns when somebody else has unmounted it.
+    pub async fn ended(&self) {
+        self.session.ended().cancelled().await;
+    }
+
+    /// Unmount, tell the trackers, let peers finish, make the cache durable. Ends within about 20 seconds.
+    ///
+    /// Errors: the folder is still mounted; all else is stopped.
+    pub async fn unmount(self) -> Result<Stopped, UnmountError> {
+        self.ready.set(false);
+        let (path, device) = (self.mountpoint.clone(), self.device.clone());
+        let unmounted = blocking(move || unmount::unmount_own(&path, &device)).await;
+        let ended = tokio::time::timeout(SESSION_PATIENCE, self.session.ended().cancelled()).await;
+        let drained = self.peer.drain(DRAIN_PATIENCE).await;
+        self.stop.cancel();
+        self.tasks.close();
+        let finished = tokio::time::timeout(TASKS_PATIENCE, self.tasks.wait()).await;
+        unmounted?;
+        Ok(match ended.is_ok() && finished.is_ok() {
+            true => drained,
+            false => Stopped::Forced,
+        })
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "all that there is to say of a mount, gathered once")]
+fn status(
+    fs: &Arc<FileSystem>,
+    peer: &Peer<CacheStore>,
+    cache: &Arc<CacheStore>,
+    cache_dir: &Path,
+    source: &str,
+    mountpoint: &Path,
+    admin: Option<SocketAddr>,
+    ends_with_mount: bool,
+) -> impl Fn() -> String + Send + Sync + 'static {
+    // The file system keeps this closure: it must not keep the file system.
+    let (fs, cache) = (Arc::downgrade(fs), cache.clone());
+    let announced = peer.announced();
+    let (peer_id, listening) = (peer.id().to_string(), peer.address());
+    let (source, mountpoint) = (source.to_owned(), mountpoint.display().to_string());
+    let cache_dir = cache_dir.display().to_string();
+    move || {
+        let Some(fs) = fs.upgrade() else { return String::new() };
+        let usage = cache.usage();
+        let no_passthrough = fs.no_passthrough();
+        let told = announced.borrow().address.clone().filter(|address| !address.is_empty());
+        let status = MountStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            ends_with_mount,
+            source: source.clone(),
+            mountpoint: mountpoint.clone(),
+            live: fs.is_live(),
+            passthrough: no_passthrough.is_none(),
+            no_passthrough_because: no_passthrough,
+            open_files: fs.open_handles() as u64,
+            reads_total: fs.counters().reads.get(),
+            read_bytes_total: fs.counters().read_bytes.get(),
+            cache_dir: cache_dir.clone(),
+            cache_used_bytes: usage.used_bytes,
+            cache_size_bytes: usage.capacity_bytes,
+            peer_id: peer_id.clone(),
+            peer_address: listening.map(|listening| told.unwrap_or_else(|| listening.to_string())),
+            admin_address: admin.map(|admin| admin.to_string()),
+        };
+        serde_json::to_string(&status).unwrap_or_default()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Open the cache, waiting a moment for a mount that is just ending.
+async fn open_cache(config: &MountConfig, folder: &Path) -> Result<Arc<CacheStore>, StoreError> {
+    let began = Instant::now();
+    loop {
+        let cache =
+            CacheConfig { dir: folder.to_owned(), size: config.cache_size, free_space_ratio: config.free_space_ratio };
+        match blocking(move || CacheStore::open(cache)).await {
+            Err(StoreError::Unusable(_)) if is_locked(folder) && began.elapsed() < CACHE_PATIENCE => {
+                tokio::time::sleep(CACHE_POLL).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn is_locked(folder: &Path) -> bool {
+    let Ok(lock) = std::fs::File::open(folder.join("LOCK")) else { return false };
+    flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+}
+
+/// Who this peer is: the same over restarts, as its cache is.
+fn peer_id(folder: &Path) -> std::io::Result<PeerId> {
+    let path = folder.join(PEER_ID);
+    if let Some(id) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(id);
+    }
+    let id = PeerId::random();
+    let partial = folder.join(format!("{PEER_ID}.new"));
+    std::fs::write(&partial, format!("{id}\n"))?;
+    std::fs::rename(partial, path)?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_stays_who_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = peer_id(folder.path()).unwrap();
+        assert_eq!(peer_id(folder.path()).unwrap(), id);
+        std::fs::write(folder.path().join(PEER_ID), "junk").unwrap();
+        assert_ne!(peer_id(folder.path()).unwrap(), id);
+    }
+}

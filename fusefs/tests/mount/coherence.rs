@@ -1,0 +1,130 @@
+//! Two mounts of one swarm, and somebody who changes it.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
+
+use super::swarm::{Swarm, eventually, noise};
+
+#[test]
+fn an_open_after_a_commit_sees_it_at_every_mount() {
+    let swarm = Swarm::new(1);
+    swarm.publish("/file", b"version 0");
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    for version in 1..20 {
+        // Longer and shorter in turn.
+        let text = format!("version {version}{}", "!".repeat(version % 2 * 40_000));
+        swarm.publish("/file", text.as_bytes());
+        for mounted in [&one, &two] {
+            assert_eq!(std::fs::read_to_string(mounted.path("file")).unwrap(), text);
+            let file = File::open(mounted.path("file")).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), text.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn names_that_are_made_moved_and_removed_show_within_a_second() {
+    let swarm = Swarm::new(1);
+    swarm.make_folder("/folder");
+    let mounted = swarm.mount("m");
+    let path = |name: &str| mounted.path("folder").join(name);
+    let within_a_second = |what: &str, holds: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        eventually(what, holds);
+        assert!(began.elapsed() < Duration::from_secs(1), "{what} took {:?}", began.elapsed());
+    };
+    for round in 0..5 {
+        let (first, second) = (format!("first-{round}"), format!("second-{round}"));
+        assert!(!path(&first).exists() && !path(&second).exists());
+        let names = || std::fs::read_dir(mounted.path("folder")).unwrap().count();
+        assert_eq!(names(), 0);
+        swarm.publish(format!("/folder/{first}"), b"x");
+        within_a_second("a new name", &|| path(&first).exists() && names() == 1);
+        swarm.rename(&format!("/folder/{first}"), &format!("/folder/{second}"));
+        within_a_second("a new name for it", &|| path(&second).exists() && !path(&first).exists());
+        swarm.remove(&format!("/folder/{second}"));
+        within_a_second("its end", &|| !path(&second).exists() && names() == 0);
+    }
+}
+
+#[test]
+fn a_renamed_folder_keeps_what_is_below_it() {
+    let swarm = Swarm::new(1);
+    swarm.make_folder("/a");
+    swarm.make_folder("/a/b");
+    swarm.publish("/a/b/file", b"content");
+    let mounted = swarm.mount("m");
+    assert_eq!(std::fs::read(mounted.path("a/b/file")).unwrap(), b"content");
+    swarm.rename("/a", "/c");
+    eventually("it moved", || mounted.path("c/b/file").exists() && !mounted.path("a").exists());
+    assert_eq!(std::fs::read(mounted.path("c/b/file")).unwrap(), b"content");
+}
+
+#[test]
+fn an_open_file_outlives_its_name() {
+    let swarm = Swarm::new(1);
+    let bytes = noise(5, 3_000_000);
+    swarm.publish("/file", &bytes);
+    let mounted = swarm.mount("m");
+    let file = File::open(mounted.path("file")).unwrap();
+    let mut start = [0; 1000];
+    file.read_exact_at(&mut start, 0).unwrap();
+    swarm.remove("/file");
+    eventually("the name is gone", || !mounted.path("file").exists());
+    let mut all = vec![0; bytes.len()];
+    file.read_exact_at(&mut all, 0).unwrap();
+    assert!(all == bytes);
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+}
+
+#[test]
+fn names_and_attributes_are_asked_for_once() {
+    let swarm = Swarm::new(1);
+    swarm.make_folder("/folder");
+    for index in 0..300 {
+        swarm.publish(format!("/folder/{index:03}"), format!("content {index}").as_bytes());
+    }
+    let mounted = swarm.mount("m");
+    let walk = || {
+        let entries = std::fs::read_dir(mounted.path("folder")).unwrap();
+        entries.map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let before = mounted.questions();
+    let bytes = walk();
+    assert!(mounted.questions() - before <= 3, "the folder, its entries and their attributes");
+    let before = mounted.questions();
+    assert_eq!(walk(), bytes);
+    assert!(!mounted.path("folder/none").exists());
+    assert_eq!(mounted.questions(), before);
+}
+
+#[test]
+fn with_the_tracker_gone_open_files_go_on_and_the_rest_fails_in_time() {
+    for offline_ok in [false, true] {
+        let mut swarm = Swarm::new(1);
+        let bytes = noise(6, 1_000_000);
+        swarm.publish("/file", &bytes);
+        let config = swarm_fusefs::mount::MountConfig { offline_ok, ..swarm.config("cache") };
+        // Longer than the swarm's borrow: it outlives the tracker, not the swarm.
+        let folder = swarm.folder("m");
+        let mount = swarm.block_on(swarm_fusefs::mount::Mount::start(config, &folder, false)).unwrap();
+        let file = File::open(folder.join("file")).unwrap();
+        let mut all = vec![0; bytes.len()];
+        file.read_exact_at(&mut all, 0).unwrap();
+        swarm.stop_tracker();
+        eventually("the stream is gone", || !mount.file_system().is_live());
+        file.read_exact_at(&mut all, 0).unwrap();
+        assert!(all == bytes);
+        let began = Instant::now();
+        std::thread::sleep(Duration::from_millis(1_100));
+        let named = std::fs::read(folder.join("file"));
+        assert!(began.elapsed() < Duration::from_secs(15), "in time");
+        match offline_ok {
+            true => assert!(named.unwrap() == bytes),
+            false => assert_eq!(named.unwrap_err().raw_os_error(), Some(110)),
+        }
+        drop(file);
+        swarm.block_on(mount.unmount()).unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! `swarmfs mount` and `swarmfs umount` as processes.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use swarm_fusefs::mount::{status, table};
+
+use super::swarm::{Swarm, eventually};
+
+fn swarmfs(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swarmfs"));
+    command.args(arguments).env_remove("SWARM_TRACKER").stdin(Stdio::null()).output().unwrap()
+}
+
+fn exit_and_error(output: &Output) -> (i32, String) {
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Detached when dropped, whatever the test came to.
+struct Detach<'a>(&'a Path);
+
+impl Drop for Detach<'_> {
+    fn drop(&mut self) {
+        if table::at(self.0).ok().flatten().is_some() {
+            Command::new("umount").arg("-l").arg(self.0).status().ok();
+        }
+    }
+}
+
+fn end(mut child: Child, signal: &str) -> i32 {
+    Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    child.wait().unwrap().code().unwrap_or(-1)
+}
+
+#[test]
+fn a_mount_goes_to_the_background_once_it_is_usable_and_umount_waits_for_its_end() {
+    let swarm = Swarm::new(1);
+    swarm.publish("/file", b"content");
+    let (folder, cache) = (swarm.folder("m"), swarm.folder("cache"));
+    let _detach = Detach(&folder);
+    let words = |at: &Path| [swarm.address(), at.to_string_lossy().into_owned()];
+    let mount = |cache: &Path| {
+        let [source, at] = words(&folder);
+        swarmfs(&["mount", "--cache-dir", &cache.to_string_lossy(), "--listen", "127.0.0.1:0", &source, &at])
+    };
+    let mounted = mount(&cache);
+    assert_eq!(exit_and_error(&mounted), (0, String::new()));
+    assert!(String::from_utf8_lossy(&mounted.stdout).contains("is mounted at"));
+    assert_eq!(std::fs::read(folder.join("file")).unwrap(), b"content");
+    let pid = status::of_mount(&folder).unwrap().pid;
+    assert_ne!(pid, std::process::id());
+
+    let (code, error) = exit_and_error(&mount(&swarm.folder("other")));
+    assert!(code == 1 && error.contains("mounted there already"), "{error}");
+    let file = std::fs::File::open(folder.join("file")).unwrap();
+    let (code, error) = exit_and_error(&swarmfs(&["umount", &folder.to_string_lossy()]));
+    assert!(code == 1 && error.contains("is in use by"), "{error}");
+    drop(file);
+    assert_eq!(exit_and_error(&swarmfs(&["umount", &folder.to_string_lossy()])), (0, String::new()));
+    assert!(table::at(&folder).unwrap().is_none());
+    let ended = || std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    assert!(ended(), "umount waited for process {pid}");
+    let (code, error) = exit_and_error(&swarmfs(&["umount", &folder.to_string_lossy()]));
+    assert!(code == 66 && error.contains("nothing is mounted there"), "{error}");
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_behind_is_cleared_by_the_next_mount() {
+    let swarm = Swarm::new(1);
+    swarm.publish("/file", b"content");
+    let (folder, cache) = (swarm.folder("m"), swarm.folder("cache"));
+    let _detach = Detach(&folder);
+    let mount = || {
+        let (cache, at) = (cache.to_string_lossy().into_owned(), folder.to_string_lossy().into_owned());
+        swarmfs(&["mount", "--cache-dir", &cache, "--listen", "127.0.0.1:0", &swarm.address(), &at])
+    };
+    assert_eq!(exit_and_error(&mount()), (0, String::new()));
+    let pid = status::of_mount(&folder).unwrap().pid;
+    Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    eventually("the mount is dead", || std::fs::read(folder.join("file")).is_err());
+    let again = mount();
+    assert_eq!(exit_and_error(&again), (0, String::new()));
+    assert!(String::from_utf8_lossy(&again.stdout).contains("cleared a dead mount"));
+    assert_eq!(std::fs::read(folder.join("file")).unwrap(), b"content");
+    assert_eq!(exit_and_error(&swarmfs(&["umount", &folder.to_string_lossy()])).0, 0);
+}
+
+#[test]
+fn in_the_foreground_a_signal_unmounts() {
+    let swarm = Swarm::new(1);
+    swarm.publish("/file", b"content");
+    for signal in ["-TERM", "-INT"] {
+        let folder = swarm.folder("m");
+        let _detach = Detach(&folder);
+        let child = Command::new(env!("CARGO_BIN_EXE_swarmfs"))
+            .args(["mount", "--foreground", "--listen", "127.0.0.1:0", "--cache-dir"])
+            .arg(swarm.folder("cache"))
+            .arg(swarm.address())
+            .arg(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("it is mounted", || folder.join("file").exists());
+        assert_eq!(end(child, signal), 0);
+        assert!(table::at(&folder).unwrap().is_none());
+    }
+}
+
+#[test]
+fn what_goes_wrong_at_the_start_ends_the_command_with_its_code() {
+    let swarm = Swarm::new(1);
+    let at = swarm.folder("m").to_string_lossy().into_owned();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["mount"], 2, "DIR"),
+        (&["mount", "--cache-size", "lots", &swarm.address(), &at], 78, "--cache-size"),
+        (&["mount", &format!("{}/none", swarm.address()), &at], 66, "no folder /none"),
+        (&["mount", "--metadata-timeout", "1s", "swarm://127.0.0.1:1", &at], 69, "does not answer"),
+        (&["umount", "/proc"], 66, "not of swarmfs"),
+    ];
+    for (arguments, want, says) in cases {
+        let (code, error) = exit_and_error(&swarmfs(arguments));
+        assert!(code == want && error.contains(says), "{arguments:?} ended with {code}: {error}");
+        assert!(!Path::new(&at).exists());
+    }
+    let printed = swarmfs(&["mount", "--print-config", "--no-share", &swarm.address(), &at]);
+    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(text.contains("share = false") && text.contains("cache_size = \"10GiB\""), "{text}");
+}

@@ -1,0 +1,11 @@
+//! A mounted swarm as programs see it: real /dev/fuse, a tracker and seeders in this process.
+//!
+//! One file a family of calls. What needs a cluster of processes is in `tests/cluster`; what needs a swarm
+//! that misbehaves on command is beside `src/fuse.rs`.
+
+mod coherence;
+mod command;
+mod lifecycle;
+mod reading;
+mod swarm;
+mod tools;

@@ -1,0 +1,86 @@
+//! The tools that people use on a folder, as they are.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::swarm::{SEGMENT, Swarm, noise};
+
+fn run(program: &str, arguments: &[&str], at: &Path) -> String {
+    let output = Command::new(program).args(arguments).current_dir(at).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{said}\n{complained}", output.status);
+    assert!(complained.is_empty(), "{program} {arguments:?} complains: {complained}");
+    said.into_owned()
+}
+
+/// A folder with a few hundred small files, some large ones, links, and odd names.
+fn filled() -> Swarm {
+    let swarm = Swarm::new(2);
+    swarm.make_folder("/tree");
+    swarm.make_folder("/tree/small");
+    for index in 0..300u64 {
+        let text = format!("line one of {index}\nneedle-{}\n", index % 50);
+        swarm.publish(format!("/tree/small/{index:04}"), text.as_bytes());
+    }
+    swarm.publish("/tree/large", &noise(1, 2 * SEGMENT + 3));
+    swarm.publish("/tree/empty", b"");
+    swarm.publish(b"/tree/new\nline", b"odd");
+    swarm.publish(b"/tree/\xff\xfe", b"not UTF-8");
+    swarm.make_link("/tree/link", "small/0001");
+    swarm.make_link("/tree/dangling", "nowhere");
+    swarm
+}
+
+#[test]
+fn copies_made_by_cp_tar_and_rsync_like_walks_are_identical() {
+    let swarm = filled();
+    let mounted = swarm.mount("m");
+    let copies = swarm.folder("copies");
+    std::fs::create_dir(&copies).unwrap();
+    let tree = mounted.path("tree");
+    run("cp", &["-r", "--no-dereference", "--preserve=mode", &tree.to_string_lossy(), "cp"], &copies);
+    let archive = copies.join("tree.tar");
+    run("tar", &["cf", &archive.to_string_lossy(), "."], &tree);
+    std::fs::create_dir(copies.join("tar")).unwrap();
+    run("tar", &["xf", &archive.to_string_lossy()], &copies.join("tar"));
+    for copy in ["cp", "tar"] {
+        run("diff", &["-r", "--no-dereference", &tree.to_string_lossy(), copy], &copies);
+    }
+    assert!(mounted.mount.as_ref().unwrap().file_system().counters().prefetched_files.get() > 100);
+}
+
+#[test]
+fn find_grep_ls_and_du_see_everything_once() {
+    let swarm = filled();
+    let mounted = swarm.mount("m");
+    let tree = mounted.path("tree");
+    assert_eq!(run("find", &[".", "-type", "f", "-printf", "."], &tree).len(), 304);
+    assert_eq!(run("find", &[".", "-type", "l", "-printf", "."], &tree).len(), 2);
+    assert_eq!(run("grep", &["-rl", "needle-7$", "small"], &tree).lines().count(), 6);
+    assert_eq!(run("ls", &["-lR", "small"], &tree).lines().filter(|line| line.starts_with("-rw-r--r--")).count(), 300);
+    let bytes: u64 =
+        run("du", &["-sb", "--apparent-size", "large"], &tree).split('\t').next().unwrap().parse().unwrap();
+    assert_eq!(bytes, 2 * SEGMENT as u64 + 3);
+    let sums = run("md5sum", &["large", "small/0000", "link", "small/0001"], &tree);
+    let sums: Vec<&str> = sums.lines().map(|line| &line[..32]).collect();
+    assert!(sums[2] == sums[3] && sums[0] != sums[1]);
+}
+
+#[test]
+fn attributes_are_readable_with_getfattr() {
+    let swarm = filled();
+    let mounted = swarm.mount("m");
+    let tree = mounted.path("tree");
+    let value = |name: &str, file: &str| run("getfattr", &["--only-values", "-n", name, file], &tree);
+    let text = "line one of 1\nneedle-1\n";
+    assert_eq!(value("user.swarm.hash", "small/0001"), blake3::hash(text.as_bytes()).to_string());
+    assert_eq!(value("user.swarm.cached", "small/0001"), format!("0/{}", text.len()));
+    std::fs::read(tree.join("small/0001")).unwrap();
+    super::swarm::eventually("it is cached", || {
+        value("user.swarm.cached", "small/0001") == format!("{0}/{0}", text.len())
+    });
+    assert_eq!(value("user.swarm.holders", "large").lines().count(), 2);
+    assert!(run("getfattr", &["-d", "small/0001"], &tree).contains("user.swarm.holders="));
+    assert_eq!(run("getfattr", &["-d", "small"], &tree), "");
+}
