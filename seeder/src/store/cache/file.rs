@@ -77,7 +77,7 @@ impl CacheFile {
                 let bad = self.entry.verify(&files, &tree, extent, &slice, run);
                 let bad = bad.map_err(|error| self.drop_all(range, error))?;
                 if let Some(chunk) = bad.first() {
-                    self.store.dropped(&self.entry, slice.segment.id);
+                    self.store.rotted(&self.entry, slice.segment.id);
                     return Err(StoreError::Corrupt { id: slice.segment.id, chunk: *chunk });
                 }
             }

@@ -168,7 +168,7 @@ impl CacheStore {
             for run in runs {
                 let dropped = entry.verify(&files, &tree, extent, &slice, run)?;
                 if !dropped.is_empty() {
-                    self.dropped(&entry, id);
+                    self.rotted(&entry, id);
                     bad.extend(dropped);
                 }
             }

@@ -17,7 +17,7 @@ use swarm_proto::{ChunkRange, ChunkTree, Manifest, ManifestDigest, SegmentId};
 use tokio::sync::broadcast;
 
 use super::disk::{Files, Folder, failed};
-use super::entry::Entry;
+use super::entry::{Entry, Level};
 use super::file::CacheFile;
 use super::flush::Dirty;
 use super::layout::Slice;
@@ -32,6 +32,10 @@ const TREES_IN_MEMORY: usize = 1024;
 const CHANGES_KEPT: usize = 4096;
 /// Extents of one version under which a segment is found: a file of zeros has the same one everywhere.
 const PLACES_PER_FILE: usize = 4;
+/// Segments that are counted whenever somebody asks,
+const COUNT_UP_TO: usize = 4096;
+/// and how long the count of more stays good.
+const COUNT_LASTS: Duration = Duration::from_secs(10);
 /// How long a look at the disk's free space stays good,
 const DISK_LOOK_LASTS: Duration = Duration::from_secs(1);
 /// and for how many bytes written.
@@ -76,6 +80,10 @@ pub(super) struct State {
     written_since_look: u64,
     paused_until: Option<Instant>,
     idle_open: LruCache<ManifestDigest, Arc<Entry>>,
+    /// Segments of which a chunk rotted and did not come again.
+    rotten: HashSet<SegmentId>,
+    /// When segments were counted, and how many there were.
+    counted: Option<(Instant, u64)>,
 }
 
 /// Versions that were evicted, and files of theirs that have lost their names.
@@ -116,6 +124,8 @@ impl CacheStore {
             written_since_look: 0,
             paused_until: None,
             idle_open: LruCache::unbounded(),
+            rotten: HashSet::new(),
+            counted: None,
         };
         for one in found {
             let entry = Arc::new(Entry::found(one));
@@ -234,8 +244,8 @@ impl CacheStore {
             capacity_bytes: self.bounds.size,
             used_bytes: state.used,
             free_bytes: limit.saturating_sub(state.used + state.reserved),
-            segments: state.index.len() as u64,
-            corrupt_segments: 0,
+            segments: state.count_segments(),
+            corrupt_segments: state.rotten.len() as u64,
         }
     }
 
@@ -324,6 +334,12 @@ impl CacheStore {
         }
     }
 
+    /// After chunks of an entry turned out to be bad.
+    pub(super) fn rotted(&self, entry: &Arc<Entry>, id: SegmentId) {
+        self.state.lock().rotten.insert(id);
+        self.dropped(entry, id);
+    }
+
     /// After chunks of an entry were dropped: tell it, persist it, and replace a file that cannot be mended.
     pub(super) fn dropped(&self, entry: &Arc<Entry>, id: SegmentId) {
         if entry.is_gone() {
@@ -392,7 +408,11 @@ impl CacheStore {
             self.state.lock().add_to_index(entry);
         }
         self.dirty.lock().note_write(entry, Instant::now());
-        if made || entry.level(extent) != before {
+        let after = entry.level(extent);
+        if after == Level::Whole {
+            self.state.lock().rotten.remove(&slice.segment.id);
+        }
+        if made || after != before {
             let _ = self.changes.send(slice.segment.id);
         }
         outcome.inspect_err(|error| self.note_failure(error))
@@ -456,7 +476,7 @@ impl CacheStore {
         if tree.check(chunks, &bytes).is_err() {
             let bad = entry.verify(&files, &tree, extent, &slice, chunks).map_err(unreadable)?;
             if let Some(chunk) = bad.first() {
-                self.dropped(entry, id);
+                self.rotted(entry, id);
                 return Err(StoreError::Corrupt { id, chunk: *chunk });
             }
             // Somebody wrote it anew meanwhile.
@@ -481,7 +501,7 @@ impl CacheStore {
         {
             return Ok(tree.clone());
         }
-        let tree = entry.tree(files, extent, slice).inspect_err(|_| self.dropped(entry, slice.segment.id))?;
+        let tree = entry.tree(files, extent, slice).inspect_err(|_| self.rotted(entry, slice.segment.id))?;
         self.trees.lock().put(slice.segment.id, tree.clone());
         Ok(tree)
     }
@@ -500,6 +520,21 @@ impl State {
         }
     }
 
+    /// Segments of which anything is here. A large cache is counted now and then only.
+    fn count_segments(&mut self) -> u64 {
+        if let Some((at, count)) = self.counted
+            && self.index.len() > COUNT_UP_TO
+            && at.elapsed() < COUNT_LASTS
+        {
+            return count;
+        }
+        let here =
+            |places: &&Vec<(Arc<Entry>, usize)>| places.iter().any(|(entry, at)| entry.level(*at) != Level::Nothing);
+        let count = self.index.values().filter(here).count() as u64;
+        self.counted = Some((Instant::now(), count));
+        count
+    }
+
     fn remove_from_index(&mut self, entry: &Arc<Entry>) {
         let distinct: HashSet<SegmentId> = entry.manifest.segments().map(|segment| segment.id).collect();
         for id in distinct {
@@ -507,6 +542,7 @@ impl State {
                 places.retain(|(place, _)| !Arc::ptr_eq(place, entry));
                 if places.is_empty() {
                     self.index.remove(&id);
+                    self.rotten.remove(&id);
                 }
             }
         }

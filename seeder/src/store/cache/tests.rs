@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use swarm_proto::settings::ByteCount;
 use swarm_proto::{
     ByteRange, CHUNK_BYTES, ChunkRange, ChunkTree, Extent, Manifest, ManifestDigest, Presence, Segment, SegmentId,
@@ -13,6 +16,7 @@ use swarm_proto::{
 use tempfile::TempDir;
 
 use super::{CacheConfig, CacheFile, CacheStore};
+use crate::store::conformance::{self, Subject};
 use crate::store::{ChunkStore, StoreError};
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -60,6 +64,12 @@ impl Sample {
         }
         let manifest = Arc::new(Manifest::new(extents).unwrap());
         Self { digest: manifest.digest(), bytes, manifest, segments }
+    }
+
+    /// One segment.
+    fn whole(bytes: Bytes) -> Self {
+        let tree = ChunkTree::build(&bytes);
+        Self::of(vec![Extent::whole(tree.segment())], vec![(tree, bytes)])
     }
 
     fn data_of(&self, id: SegmentId) -> &(ChunkTree, Bytes) {
@@ -132,6 +142,39 @@ fn copy_folder(from: &Path, to: &Path) {
             false => drop(fs::copy(entry.path(), target).unwrap()),
         }
     }
+}
+
+/// The cache for the suite that every store passes.
+#[derive(Default)]
+struct Cached(Mutex<Vec<TempDir>>);
+
+impl Subject for Cached {
+    type Store = CacheStore;
+
+    fn open(&self) -> BoxFuture<'_, Arc<CacheStore>> {
+        let dir = TempDir::new().unwrap();
+        let store = CacheStore::open(config(dir.path(), 64 << 20)).unwrap();
+        self.0.lock().push(dir);
+        async { store }.boxed()
+    }
+
+    fn put<'a>(&'a self, store: &'a Arc<CacheStore>, bytes: Bytes) -> BoxFuture<'a, ()> {
+        let sample = Sample::whole(bytes);
+        sample.fill(&sample.open(store), sample.all()).unwrap();
+        async {}.boxed()
+    }
+
+    fn rot(&self, _store: &Arc<CacheStore>, segment: Segment, chunk: u32) -> bool {
+        let digest = Manifest::new(vec![Extent::whole(segment)]).unwrap().digest();
+        let dirs = self.0.lock();
+        flip(&path_of(dirs.last().unwrap().path(), &digest, "data"), u64::from(chunk) * CHUNK + 77);
+        true
+    }
+}
+
+#[tokio::test]
+async fn it_does_what_every_store_does() {
+    conformance::chunk_store(&Cached::default()).await;
 }
 
 /// Slices that begin and end inside chunks, a hole, and one segment shown twice.
