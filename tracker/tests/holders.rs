@@ -1,5 +1,7 @@
 //! Announce, locate, place and the peers' lives, over real gRPC.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use support::*;

@@ -1,5 +1,7 @@
 //! `swarm-tracker` as a person meets it: exit codes, configuration, the operator's endpoint, signals.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Names and holders together: a commit is located at once, status counts it, and a restart forgets nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::path::Path;

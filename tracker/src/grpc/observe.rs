@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
@@ -37,23 +39,28 @@ const UNARY: [&str; 15] = [
     "List",
 ];
 
+/// Unary calls at a time. Answers take microseconds, commits milliseconds, so honest clients do not come
+/// near it; a hostile one that sends the halves of many messages holds at most so many of them.
+const MOST_CALLS: usize = 2_048;
+
 /// Wraps every service.
 #[derive(Clone)]
 pub struct ObserveLayer {
     metrics: Arc<Metrics>,
+    running: Arc<Semaphore>,
 }
 
 impl ObserveLayer {
     /// Counts into `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+        Self { metrics, running: Arc::new(Semaphore::new(MOST_CALLS)) }
     }
 }
 
 impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, metrics: self.metrics.clone() }
+        Observe { inner, metrics: self.metrics.clone(), running: self.running.clone() }
     }
 }
 
@@ -62,6 +69,7 @@ impl<S> Layer<S> for ObserveLayer {
 pub struct Observe<S> {
     inner: S,
     metrics: Arc<Metrics>,
+    running: Arc<Semaphore>,
 }
 
 impl<S, A, B> Service<Request<A>> for Observe<S>
@@ -81,10 +89,12 @@ where
     fn call(&mut self, request: Request<A>) -> Self::Future {
         let (method, streamed) = method_of(request.uri().path());
         let (answer, metrics, began) = (self.inner.call(request), self.metrics.clone(), Instant::now());
+        let permit = if streamed { None } else { Some(self.running.clone().try_acquire_owned()) };
         Box::pin(async move {
-            let result = match streamed {
-                true => answer.await,
-                false => match tokio::time::timeout(UNARY_WITHIN, answer).await {
+            let result = match permit {
+                None => answer.await,
+                Some(Err(_)) => Ok(Status::unavailable("too many calls at the same time: try again").into_http()),
+                Some(Ok(_permit)) => match timeout(UNARY_WITHIN, answer).await {
                     Ok(result) => result,
                     Err(_) => Ok(Status::deadline_exceeded(format!("no answer within {UNARY_WITHIN:?}")).into_http()),
                 },

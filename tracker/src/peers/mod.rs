@@ -2,14 +2,19 @@
 
 mod address;
 mod liveness;
+mod peer;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
 pub use self::address::{AddressError, advertised};
 pub use self::liveness::{Liveness, State};
-pub use self::registry::{Facts, Opened, Peer, Refusal, Registry, SeederRecord, Snapshot};
-pub(crate) use self::registry::{OrderSender, Unsaved};
+pub(crate) use self::peer::OrderSender;
+pub use self::peer::{Facts, Opened, Peer, Snapshot};
+pub(crate) use self::registry::Unsaved;
+pub use self::registry::{Refusal, Registry, SeederRecord};
 
 /// A peer's small number in this tracker process; used again once the peer is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,42 +1,22 @@
 //! Every peer that this tracker knows, by id and by slot.
 //!
-//! Invariant: a peer has at most one stream, and only the newest one changes it. Locks are taken in the
-//! order table, peer, and never held over an await.
+//! Invariant: an id has one slot and a slot one id. Locks are taken in the order table, peer, and never
+//! held over an await.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use swarm_proto::v1::{Load, PeerInfo, PeerKind, PeerState, TrackerOrder};
+use swarm_proto::v1::PeerKind;
 use swarm_proto::{PeerId, ProcessId};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
-use super::{Liveness, PeerSlot, State};
+use super::peer::{Inner, Stream, unix_ms};
+use super::{Facts, Liveness, Opened, OrderSender, Peer, PeerSlot, Snapshot, State};
 
 /// Peers that one tracker remembers; more are refused, so that invented ids do not fill its memory.
 const MOST_PEERS: usize = 65_536;
-
-/// What a peer says of itself; changes only with a new Hello.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// Who.
-    pub id: PeerId,
-    /// Seeder or mount.
-    pub kind: PeerKind,
-    /// host:port; empty: it serves nothing.
-    pub address: String,
-    /// Failure domain; empty: the default one.
-    pub zone: String,
-    /// The machine.
-    pub host: String,
-    /// Bytes it offers.
-    pub capacity_bytes: u64,
-    /// Its program's version.
-    pub version: String,
-}
 
 /// A seeder as the catalog remembers it over restarts of the tracker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +34,6 @@ pub(crate) struct Unsaved {
     pub(crate) id: PeerId,
     pub(crate) record: SeederRecord,
 }
-
-/// Orders on their way to a peer.
-pub(crate) type OrderSender = mpsc::Sender<Result<TrackerOrder, Status>>;
 
 /// Why a stream was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,104 +54,6 @@ pub enum Refusal {
     /// Too many peers.
     #[error("this tracker knows {MOST_PEERS} peers already")]
     TooMany,
-}
-
-struct Stream {
-    number: u64,
-    process: ProcessId,
-    replaced: CancellationToken,
-    orders: OrderSender,
-}
-
-struct Inner {
-    facts: Arc<Facts>,
-    liveness: Liveness,
-    /// For a peer that this process never saw: when an earlier one did.
-    seen_before_ms: Option<u64>,
-    stream: Option<Stream>,
-    load: Option<Load>,
-    draining: bool,
-    corrupt_reports: u64,
-    shunned_until: Option<Instant>,
-    unsaved: bool,
-}
-
-/// A peer.
-pub struct Peer {
-    id: PeerId,
-    slot: PeerSlot,
-    inner: Mutex<Inner>,
-    /// Held while the peer's holdings change; whether it has any.
-    pub(crate) holdings: Mutex<bool>,
-}
-
-/// What is known of a peer at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// Where its holdings are found.
-    pub slot: PeerSlot,
-    /// What it says of itself.
-    pub facts: Arc<Facts>,
-    /// Whether it lives.
-    pub state: State,
-    /// Whether it is being emptied.
-    pub draining: bool,
-    /// What it last said of its load; absent before the first time.
-    pub load: Option<Load>,
-    /// How long it has been in this state, at most from the stream's end.
-    pub state_for: Duration,
-    /// Reports of corrupt answers since this tracker started.
-    pub corrupt_reports: u64,
-    /// Reported as unreachable a moment ago.
-    pub shunned: bool,
-}
-
-impl Snapshot {
-    /// As the wire says it.
-    pub fn peer_state(&self) -> PeerState {
-        match self.state {
-            State::Live if self.draining => PeerState::Draining,
-            State::Live => PeerState::Live,
-            State::Stale => PeerState::Stale,
-            State::Dead => PeerState::Dead,
-        }
-    }
-
-    /// As others need to know it.
-    pub fn info(&self) -> PeerInfo {
-        PeerInfo {
-            peer_id: self.facts.id.to_wire(),
-            kind: self.facts.kind.into(),
-            address: self.facts.address.clone(),
-            zone: self.facts.zone.clone(),
-            host: self.facts.host.clone(),
-            state: self.peer_state().into(),
-        }
-    }
-
-    /// Bytes that it offers; where it offers whatever is free, what it uses and could still take.
-    pub fn capacity_bytes(&self) -> u64 {
-        let load = self.load.unwrap_or_default();
-        match self.facts.capacity_bytes {
-            0 => load.used_bytes.saturating_add(load.free_bytes),
-            offered => offered,
-        }
-    }
-
-    /// Bytes that it could still take: what it said last, or all it offers if it said nothing yet.
-    pub fn free_bytes(&self) -> u64 {
-        self.load.as_ref().map_or(self.facts.capacity_bytes, |load| load.free_bytes)
-    }
-}
-
-/// An open stream of a peer.
-#[derive(Clone)]
-pub struct Opened {
-    /// Whose.
-    pub peer: Arc<Peer>,
-    /// Cancelled when a newer stream of the same process takes over.
-    pub replaced: CancellationToken,
-    number: u64,
 }
 
 #[derive(Default)]
@@ -212,15 +91,9 @@ impl Registry {
         }
         let id = record.facts.id;
         let inner = Inner {
-            facts: Arc::new(record.facts),
-            liveness: Liveness::Broken { at: now },
             seen_before_ms: Some(record.last_seen_ms),
-            stream: None,
-            load: None,
             draining: record.draining,
-            corrupt_reports: 0,
-            shunned_until: None,
-            unsaved: false,
+            ..Inner::new(record.facts, Liveness::Broken { at: now })
         };
         table.insert(id, inner);
     }
@@ -249,30 +122,20 @@ impl Registry {
                 }
                 old.replaced.cancel();
             }
-            inner.facts = Arc::new(facts);
-            inner.liveness = Liveness::Open { since: now };
-            inner.seen_before_ms = None;
-            inner.stream = Some(stream);
-            inner.shunned_until = None;
-            inner.unsaved = true;
+            inner.greet(facts, stream, now);
             drop(inner);
             return Ok(Opened { peer: peer.clone(), replaced, number });
+        }
+        if table.by_id.len() >= MOST_PEERS {
+            // Invented mounts that came and went must not keep real peers out.
+            table.forget_mounts(|inner| inner.liveness.state(now, self.grace) == State::Dead);
         }
         if table.by_id.len() >= MOST_PEERS {
             return Err(Refusal::TooMany);
         }
         let id = facts.id;
-        let inner = Inner {
-            facts: Arc::new(facts),
-            liveness: Liveness::Open { since: now },
-            seen_before_ms: None,
-            stream: Some(stream),
-            load: None,
-            draining: false,
-            corrupt_reports: 0,
-            shunned_until: None,
-            unsaved: true,
-        };
+        let mut inner = Inner::new(facts.clone(), Liveness::Open { since: now });
+        inner.greet(facts, stream, now);
         let peer = table.insert(id, inner);
         Ok(Opened { peer, replaced, number })
     }
@@ -323,24 +186,8 @@ impl Registry {
 
     /// Forget mounts that have been dead for long and hold nothing; their slots are used again.
     pub(crate) fn forget_old(&self, now: Instant) {
-        let mut table = self.table.write();
-        let old: Vec<_> = table
-            .by_id
-            .values()
-            .filter(|peer| {
-                let inner = peer.inner.lock();
-                inner.facts.kind != PeerKind::Seeder
-                    && inner.stream.is_none()
-                    && inner.liveness.age(now) >= self.dead_after.max(self.grace)
-                    && peer.holdings.try_lock().is_some_and(|held| !*held)
-            })
-            .map(|peer| (peer.id, peer.slot))
-            .collect();
-        for (id, slot) in old {
-            table.by_id.remove(&id);
-            table.slots[slot.index()] = None;
-            table.free.push(slot);
-        }
+        let long = self.dead_after.max(self.grace);
+        self.table.write().forget_mounts(|inner| inner.liveness.age(now) >= long);
     }
 
     /// Seeders whose record changed since the last call, as the catalog shall remember them.
@@ -374,6 +221,23 @@ impl Registry {
 }
 
 impl Table {
+    /// Forget mounts without a stream and without holdings that are `old`.
+    fn forget_mounts(&mut self, old: impl Fn(&Inner) -> bool) {
+        let forgettable = |peer: &&Arc<Peer>| {
+            let inner = peer.inner.lock();
+            inner.facts.kind != PeerKind::Seeder
+                && inner.stream.is_none()
+                && old(&inner)
+                && peer.holdings.try_lock().is_some_and(|held| !*held)
+        };
+        let old: Vec<_> = self.by_id.values().filter(forgettable).map(|peer| (peer.id, peer.slot)).collect();
+        for (id, slot) in old {
+            self.by_id.remove(&id);
+            self.slots[slot.index()] = None;
+            self.free.push(slot);
+        }
+    }
+
     fn insert(&mut self, id: PeerId, inner: Inner) -> Arc<Peer> {
         let slot = self.free.pop().unwrap_or_else(|| {
             let number = u32::try_from(self.slots.len()).ok().and_then(PeerSlot::new);
@@ -387,64 +251,4 @@ impl Table {
         self.by_id.insert(id, peer.clone());
         peer
     }
-}
-
-impl Peer {
-    /// Who.
-    pub fn id(&self) -> PeerId {
-        self.id
-    }
-
-    /// Its small number.
-    pub fn slot(&self) -> PeerSlot {
-        self.slot
-    }
-
-    /// What it says of itself.
-    pub fn facts(&self) -> Arc<Facts> {
-        self.inner.lock().facts.clone()
-    }
-
-    /// Send an order if the peer listens and its queue has room; whether it was sent.
-    pub(crate) fn order(&self, order: TrackerOrder) -> bool {
-        self.inner.lock().stream.as_ref().is_some_and(|stream| stream.orders.try_send(Ok(order)).is_ok())
-    }
-
-    pub(crate) fn count_corrupt(&self) {
-        self.inner.lock().corrupt_reports += 1;
-    }
-
-    pub(crate) fn shun(&self, until: Instant) {
-        self.inner.lock().shunned_until = Some(until);
-    }
-}
-
-impl Opened {
-    /// Whether no newer stream took over.
-    pub(crate) fn is_current(&self) -> bool {
-        self.peer.inner.lock().stream.as_ref().is_some_and(|stream| stream.number == self.number)
-    }
-
-    pub(crate) fn set_load(&self, load: Load) {
-        let mut inner = self.peer.inner.lock();
-        if inner.stream.as_ref().is_some_and(|stream| stream.number == self.number) {
-            inner.load = Some(load);
-        }
-    }
-
-    /// The stream ended; nothing happens if it was replaced.
-    pub(crate) fn close(&self, liveness: Liveness) {
-        let mut inner = self.peer.inner.lock();
-        if inner.stream.as_ref().is_some_and(|stream| stream.number == self.number) {
-            inner.stream = None;
-            inner.liveness = liveness;
-            inner.unsaved = true;
-        }
-    }
-}
-
-/// Milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

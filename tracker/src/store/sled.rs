@@ -24,7 +24,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use swarm_proto::Revision;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::history::{Follower, History};
@@ -61,6 +61,8 @@ struct Inner {
     synced: AtomicU64,
     /// Keeps other processes out while this lives.
     _lock: File,
+    /// Fields are dropped in their order: this tells that all above are gone.
+    closed: DropGuard,
 }
 
 impl SledStore {
@@ -74,6 +76,11 @@ impl SledStore {
         let inner = Arc::new(blocking(move || Inner::open(folder)).await?);
         tasks.spawn(sync_behind(Arc::downgrade(&inner), stop));
         Ok(Self { inner })
+    }
+
+    /// Cancelled when nobody has the store any more and its folder is free.
+    pub fn closed(&self) -> CancellationToken {
+        self.inner.closed.token().clone()
     }
 
     async fn run<T: Send + 'static>(
@@ -142,6 +149,7 @@ impl Inner {
             commits: Mutex::new(None),
             synced: AtomicU64::new(revision.0),
             _lock: lock,
+            closed: CancellationToken::new().drop_guard(),
         };
         // What a killed process left flushed but not synced is acknowledged: make it so before serving.
         inner.sync()?;
