@@ -7,7 +7,7 @@ use prometheus::Registry;
 use swarm_proto::admin;
 use swarm_proto::settings::to_toml;
 use swarm_seeder::peer::Stopped;
-use swarm_seeder::service::{Flags, Seeder, SeederConfig};
+use swarm_seeder::service::{Flags, Seeder, SeederConfig, raise_file_limit};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -23,6 +23,7 @@ async fn main() -> ExitCode {
     if let Err(error) = admin::init_log(&config.log, config.log_format) {
         return failed(&error, 78);
     }
+    raise_file_limit();
     let seeder = match Seeder::start(config, &Registry::new()).await {
         Ok(seeder) => seeder,
         Err(error) => return failed(&error, error.exit_code()),

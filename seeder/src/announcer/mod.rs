@@ -125,7 +125,7 @@ impl Announcer {
 
     /// Tell every replica that this peer leaves on purpose, and stop announcing.
     ///
-    /// Cost: a replica that does not take it is given up after [`link::LEAVE_WAIT`].
+    /// Cost: a replica that does not take it is given up after a second.
     pub async fn leave(&self) {
         self.leave.cancel();
         self.links.wait().await;

@@ -171,3 +171,24 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn a_killed_connection_ends_for_who_waits_on_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted = Box::pin(connections(listener, CancellationToken::new())).into_future();
+        let (client, (connection, _rest)) = tokio::join!(TcpStream::connect(address), accepted);
+        let mut connection = connection.unwrap().unwrap();
+        let link = connection.connect_info().link;
+        let mut bytes = [0; 8];
+        let (read, ()) = tokio::join!(connection.read(&mut bytes), async { link.kill() });
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        drop(client);
+    }
+}

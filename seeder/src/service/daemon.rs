@@ -104,26 +104,45 @@ impl Seeder {
         let checked = config.check()?;
         std::fs::create_dir_all(&config.data)
             .map_err(|source| SeederError::Folder { path: config.data.clone(), source })?;
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let stop_on_drop = stop.clone().drop_guard();
-        let ready = Readiness::default();
         let store = open_store(&config, &checked).await?;
-        let peer = start_peer(&config, &checked, Arc::clone(&store), registry, &tasks, &stop).await?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let started = Self::run(&config, &checked, &store, registry, &tasks, &stop).await;
+        if started.is_err() {
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+            store.close().await;
+        }
+        started
+    }
+
+    async fn run(
+        config: &SeederConfig,
+        checked: &Checked,
+        store: &Arc<SledStore>,
+        registry: &Registry,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, SeederError> {
+        let ready = Readiness::default();
+        let peer = start_peer(config, checked, Arc::clone(store), registry, tasks, stop).await?;
         let address = peer.address().expect("a seeder always serves");
         let admin_address = match checked.admin_listen {
             Some(listen) => {
-                let served = admin::serve(listen, registry.clone(), ready.clone(), &tasks, stop.clone()).await;
+                let served = admin::serve(listen, registry.clone(), ready.clone(), tasks, stop.clone()).await;
                 Some(served.map_err(|source| SeederError::Bind { address: listen, source })?)
             }
             None => None,
         };
         if let Some(sink) = store.sink() {
             let counters = RepairCounters::new(registry, peer.id());
-            let repair = repair::run(Arc::clone(&store), sink, Arc::clone(peer.swarm()), counters);
+            let repair = repair::run(Arc::clone(store), sink, Arc::clone(peer.swarm()), counters);
             tasks.spawn(stop.clone().run_until_cancelled_owned(repair));
         }
         tasks.spawn(stop.clone().run_until_cancelled_owned(become_ready(peer.announced(), ready.clone())));
         tracing::info!(peer = %peer.id(), %address, data = %config.data.display(), "serving chunks");
+        let (tasks, stop) = (tasks.clone(), stop.clone());
+        let stop_on_drop = stop.clone().drop_guard();
         Ok(Self { peer, address, admin_address, ready, tasks, stop, _stop_on_drop: stop_on_drop })
     }
 
@@ -159,7 +178,7 @@ impl Seeder {
         SeederError::Refused(self.peer.refused().await)
     }
 
-    /// Drain and end it, within about [`DRAIN_WAIT`] and [`FLUSH_WAIT`].
+    /// Drain and end it, within about 10 s for what is in flight and 30 s for the store.
     pub async fn stop(self) -> Stopped {
         self.ready.set(false);
         let drained = self.peer.drain(DRAIN_WAIT).await;
@@ -238,6 +257,17 @@ fn binding(store: &Arc<SledStore>, config: &SeederConfig) -> Binding {
             }
         })
     })
+}
+
+/// Let this process have as many files open as it may: a shell's usual limit is below the connections
+/// and segment files of a busy seeder.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 /// Ready from the first time that a tracker knows what is held: a rolling restart waits for it, and a

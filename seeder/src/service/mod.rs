@@ -7,4 +7,4 @@ mod daemon;
 mod repair;
 
 pub use config::{ConfigError, Flags, SeederConfig};
-pub use daemon::{Seeder, SeederError};
+pub use daemon::{Seeder, SeederError, raise_file_limit};
