@@ -63,7 +63,7 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    /// A tracker and `seeders` seeders, all announced.
+    /// A tracker that wants two replicas of everything, and `seeders` seeders, all announced.
     pub(crate) fn start(seeders: usize) -> Self {
         Self::start_with(seeders, &[], &[])
     }
@@ -79,6 +79,8 @@ impl Swarm {
             &folder.path().join("tracker").to_string_lossy(),
             "--admin-listen",
             &admin,
+            "--replicas",
+            "2",
         ]);
         arguments.extend(words(tracker_extra));
         let mut tracker = Daemon::new(folder.path(), "tracker", "swarm-tracker", arguments, admin);
