@@ -177,10 +177,10 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
         let (mut ours, mut ssh, mut moved) = (vec![], vec![], vec![]);
         for round in 0..report.rounds {
             let mount = cold_mount(swarm);
-            let before = mount.daemon.metrics().sum("swarm_fetched_bytes_total");
+            let before = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total");
             let (iops, count) = fio(&mount.path("large"), round);
             ours.push(iops);
-            moved.push((mount.daemon.metrics().sum("swarm_fetched_bytes_total") - before) / count / 1024.0);
+            moved.push((mount.daemon.metrics().sum("swarm_fetch_received_bytes_total") - before) / count / 1024.0);
             discard(mount);
             let folder = swarm.scratch("ssh");
             let mounted = sshd.mount(source, &folder);

@@ -10,7 +10,7 @@ use crate::harness::{MountOptions, Swarm, assert_same_file, eventually, write_ra
 
 const MIB: u64 = 1024 * 1024;
 const FUSE_READS: &str = "swarmfs_fuse_reads_total";
-const FETCHED: &str = "swarm_fetched_bytes_total";
+const FETCHED: &str = "swarm_fetch_received_bytes_total";
 
 /// Bytes that a folder takes on disk.
 fn disk_bytes(folder: &Path) -> u64 {

@@ -47,8 +47,8 @@ fn a_liar_that_goes_on_is_reported_and_banned() {
     let mount = swarm.mount();
     assert_same_file(&source, &mount.path("file"));
     let metrics = mount.daemon.metrics();
-    assert!(metrics.sum("swarm_corrupt_answers_total") >= 3.0);
-    assert_eq!(metrics.sum("swarm_banned_peers"), 1.0);
+    assert!(metrics.sum("swarm_fetch_corrupt_total") >= 3.0);
+    assert_eq!(metrics.sum("swarm_fetch_banned_peers"), 1.0);
     let told = liar.lies_told();
     // Of its 17 segments the liar is asked for a few before it is banned, and for none after.
     let again = swarm.scratch("again");
@@ -88,7 +88,7 @@ fn one_rotten_chunk_at_an_honest_seeder_bans_nobody_and_is_repaired_there() {
     for _ in 0..4 {
         let mut mount = swarm.mount();
         assert_same_file(&source, &mount.path("file"));
-        assert_eq!(mount.daemon.metrics().sum("swarm_banned_peers"), 0.0);
+        assert_eq!(mount.daemon.metrics().sum("swarm_fetch_banned_peers"), 0.0);
         mount.stop();
     }
     eventually("the rotten chunk is repaired", Duration::from_secs(30), || {

@@ -30,7 +30,7 @@ fn a_cold_read_of_4_kib_moves_one_chunk_and_its_tree() {
     let mount = swarm.mount();
     drop_caches();
     let before: f64 = swarm.served_bytes().iter().sum();
-    let fetched_before = mount.daemon.metrics().sum("swarm_fetched_bytes_total");
+    let fetched_before = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total");
     let offset = (1 << 30) + 8_192;
     let mut got = vec![0; 4096];
     std::fs::File::open(mount.path("large")).unwrap().read_exact_at(&mut got, offset).unwrap();
@@ -38,7 +38,7 @@ fn a_cold_read_of_4_kib_moves_one_chunk_and_its_tree() {
     std::fs::File::open(&source).unwrap().read_exact_at(&mut want, offset).unwrap();
     assert_eq!(got, want);
     let moved = swarm.served_bytes().iter().sum::<f64>() - before;
-    let fetched = mount.daemon.metrics().sum("swarm_fetched_bytes_total") - fetched_before;
+    let fetched = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total") - fetched_before;
     eprintln!("a cold read of 4 KiB moved {moved} bytes of payload (the mount counts {fetched})");
     assert!((16_384.0..=32_768.0).contains(&moved), "{moved} bytes moved");
     assert!(fetched <= 32_768.0, "{fetched} bytes fetched");
