@@ -70,6 +70,17 @@ impl SledStore {
 
     /// The same on any disk.
     pub fn open_on(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
+        let dir = config.dir.clone();
+        Self::open_in(config, disk).map_err(|error| match error {
+            // Somewhere below the folder: as when it was copied by root.
+            StoreError::Io { doing, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                home::unusable(&dir, doing, &source)
+            }
+            other => other,
+        })
+    }
+
+    fn open_in(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
         let home = home::Home::open(&config.dir, &disk)?;
         let database = recovery::open_database(&home, config.cache_bytes, &disk)?;
         let (peer, swarm) = identity(&database, home.peer)?;

@@ -147,29 +147,27 @@ impl Group<'_> {
             self.records.insert(id, record);
             return Ok(());
         }
-        // Known when its bytes came, dropped as corrupt before they were committed.
-        let file = match &staged.content {
+        let begin = || self.core.unsettled.begin(&self.core.numbers, id);
+        let give_up = |number| self.core.unsettled.remove([number]);
+        let (number, place, progress) = match staged.content {
+            // It was whole when its bytes came, and chunks were dropped as corrupt since.
             Content::Known => return Err(StoreError::Missing(id)),
-            Content::Inline { .. } => None,
-            Content::File { temp, .. } => Some(temp.path().to_owned()),
-        };
-        let number = self.core.unsettled.begin(&self.core.numbers, id);
-        let (place, progress) = match staged.content {
             Content::Inline { pieces, tree } => {
+                let number = begin();
                 let put = self.put_inline(number, &pieces.concat().into(), tree.segment().all(), &tree);
-                put.inspect_err(|_| self.core.unsettled.remove([number]))?;
-                (Place::Inline(NonZeroU64::new(number).expect("numbers start at 1")), Progress::Inline)
+                put.inspect_err(|_| give_up(number))?;
+                (number, Place::Inline(NonZeroU64::new(number).expect("numbers start at 1")), Progress::Inline)
             }
             Content::File { temp, progress } => {
-                let named = self.core.disk.rename(&file.unwrap_or_default(), &self.core.home.segment_file(&id));
-                named.map_err(failed("name a segment's file")).inspect_err(|_| self.core.unsettled.remove([number]))?;
+                let number = begin();
+                let named = self.core.disk.rename(temp.path(), &self.core.home.segment_file(&id));
+                named.map_err(failed("name a segment's file")).inspect_err(|_| give_up(number))?;
                 temp.was_renamed();
                 if old.is_none() {
                     self.named.push(id);
                 }
-                (Place::File, progress)
+                (number, Place::File, progress)
             }
-            Content::Known => return Err(StoreError::Missing(id)),
         };
         self.forget_inline(old.as_ref());
         self.begun.push((number, id, progress));

@@ -193,5 +193,5 @@ pub(super) fn unusable(dir: &Path, doing: &str, error: &io::Error) -> StoreError
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => ": name a folder, not a file".to_owned(),
         _ => String::new(),
     };
-    StoreError::Unusable(format!("cannot {doing} {}: {error}{hint}", dir.display()))
+    StoreError::Unusable(format!("store {}: cannot {doing}: {error}{hint}", dir.display()))
 }

@@ -231,4 +231,5 @@ async fn the_disk_follows_a_close_level_acknowledgement_by_itself() {
 mod crash;
 mod home;
 mod kill;
+mod model;
 mod rot;
