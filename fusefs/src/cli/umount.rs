@@ -58,7 +58,7 @@ fn status_of(folder: &Path) -> Option<MountStatus> {
     let (sender, receiver) = mpsc::channel();
     let folder = folder.to_owned();
     // Not waited for if it hangs: the process ends before it does.
-    std::thread::spawn(move || sender.send(status::of_mount(&folder)));
+    std::thread::spawn(move || drop(sender.send(status::of_mount(&folder))));
     receiver.recv_timeout(STATUS_PATIENCE).ok().flatten()
 }
 

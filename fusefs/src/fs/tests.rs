@@ -46,7 +46,7 @@ async fn a_name_that_somebody_makes_shows_and_the_kernel_forgets_that_it_was_abs
 async fn a_directory_is_one_question_with_all_its_attributes() {
     let bench = Bench::new(false).await;
     for index in 0..500 {
-        bench.swarm.make(ROOT, &format!("{index:03}"), Kind::File);
+        bench.swarm.make(ROOT, format!("{index:03}"), Kind::File);
     }
     let before = bench.swarm.asked();
     let handle = bench.fs.open_directory(ROOT);
@@ -71,7 +71,7 @@ async fn a_directory_is_one_question_with_all_its_attributes() {
 async fn cursors_stay_good_while_names_come_and_go() {
     let bench = Bench::new(false).await;
     for index in 0..100 {
-        bench.swarm.make(ROOT, &format!("{index:03}"), Kind::File);
+        bench.swarm.make(ROOT, format!("{index:03}"), Kind::File);
     }
     let handle = bench.fs.open_directory(ROOT);
     let mut cursor = 0;
@@ -85,7 +85,7 @@ async fn cursors_stay_good_while_names_come_and_go() {
         let Some((next, _)) = some.last() else { break };
         cursor = *next;
         names.extend(some.into_iter().map(|(_, name)| name));
-        bench.swarm.make(ROOT, &format!("0{:02}x", names.len()), Kind::File);
+        bench.swarm.make(ROOT, format!("0{:02}x", names.len()), Kind::File);
     }
     let mut want = vec![".".to_owned(), "..".to_owned()];
     want.extend((0..100).map(|index| format!("{index:03}")));
@@ -212,7 +212,7 @@ async fn a_walk_over_a_directory_has_manifests_and_bytes_before_they_are_opened(
     let bench = Bench::new(false).await;
     let inodes: Vec<InodeNumber> = (0..40)
         .map(|index| {
-            let inode = bench.swarm.make(ROOT, &format!("{index:02}"), Kind::File);
+            let inode = bench.swarm.make(ROOT, format!("{index:02}"), Kind::File);
             bench.swarm.write(inode, format!("file {index}").as_bytes());
             inode
         })

@@ -3,6 +3,8 @@
 //! One file a family of calls. What needs a cluster of processes is in `tests/cluster`; what needs a swarm
 //! that misbehaves on command is beside `src/fuse.rs`.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that meets the unexpected fails")]
+
 mod coherence;
 mod command;
 mod lifecycle;

@@ -53,7 +53,10 @@ impl Swarm {
             ..TrackerConfig::default()
         };
         let tracker = runtime.block_on(Tracker::start(config)).unwrap();
-        let client = client(&tracker.address().to_string());
+        let client = {
+            let _inside = runtime.enter();
+            client(&tracker.address().to_string())
+        };
         let seeders = (0..seeders).map(|_| runtime.block_on(seeder(&client, stop.clone()))).collect();
         Self { runtime, tracker: Some(tracker), client, seeders, folder: tempfile::tempdir().unwrap(), stop }
     }
