@@ -26,6 +26,7 @@ mod status;
 pub mod target;
 mod tree;
 mod umount;
+mod up;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,8 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Run a whole swarm in this process: tracker, seeders, and a mount of it at DIR
+    Up(up::UpCommand),
     /// Copy files, folders and standard input into the swarm
     Put(put::Put),
     /// Copy files and folders out of the swarm
@@ -135,6 +138,7 @@ fn run_tool(flags: &ToolFlags, command: Command) -> Outcome {
 
 async fn dispatch(command: Command, tool: &Tool) -> Outcome {
     match command {
+        Command::Up(command) => command.run(tool).await,
         Command::Put(command) => command.run(tool).await,
         Command::Get(command) => command.run(tool).await,
         Command::Cat(command) => command.run(tool).await,
