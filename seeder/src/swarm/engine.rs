@@ -349,7 +349,7 @@ impl Engine {
                 Candidate {
                     key: holder.peer,
                     rate,
-                    latency: peer.latency().unwrap_or(best_latency),
+                    latency: peer.latency(now).unwrap_or(best_latency),
                     outstanding: peer.outstanding(),
                     run_bytes,
                     smallest_run: peer.smallest_run(),
@@ -434,9 +434,9 @@ impl Engine {
         for (id, request) in settled.needless {
             let missing = request.bytes().saturating_sub(request.received);
             if !request.is_parked() {
-                let outrun = now >= request.hedge_at && self.scoreboard.get(request.peer).is_silent(now);
-                self.scoreboard.over(request.peer, missing, now);
-                if outrun {
+                let silent = now >= request.hedge_at && self.scoreboard.get(request.peer).is_silent(now);
+                self.scoreboard.cancelled(request.peer, missing, request.sent, request.predicted, now);
+                if silent {
                     self.lost(request.peer, now, actions);
                 }
             }

@@ -12,6 +12,10 @@ use swarm_proto::CHUNK_BYTES;
 const SAME_FACTOR: f64 = 2.0;
 const SAME_TIME: f64 = 0.002;
 
+/// The same for holders in one's own zone: the way to others costs more than time.
+const ZONE_FACTOR: f64 = 4.0;
+const ZONE_TIME: f64 = 0.020;
+
 /// A slow peer is left idle if a better one, although full, would end so much sooner.
 const WORSE_TIME: f64 = 0.005;
 
@@ -46,6 +50,12 @@ impl<K> Candidate<K> {
     fn end(&self, bytes: u64) -> f64 {
         self.latency + (self.outstanding + bytes) as f64 / self.rate.max(1.0)
     }
+
+    /// Whether it is as good as the best.
+    fn is_same(&self, bytes: u64, best_end: f64) -> bool {
+        let (factor, time) = if self.same_zone { (ZONE_FACTOR, ZONE_TIME) } else { (SAME_FACTOR, SAME_TIME) };
+        self.end(bytes) <= best_end * factor + time
+    }
 }
 
 /// Choose.
@@ -60,12 +70,15 @@ pub(super) fn pick<K>(candidates: &[Candidate<K>], run_bytes: u64, queue_bytes: 
     let all_rates: f64 = candidates.iter().map(|candidate| candidate.rate).sum();
     let all_bytes = queue_bytes + candidates.iter().map(|candidate| candidate.outstanding).sum::<u64>();
     let all_end = all_bytes as f64 / all_rates.max(1.0);
-    let tolerable = (best_end * SAME_FACTOR + WORSE_TIME).max(all_end / 2.0);
+    let tolerable = |candidate: &Candidate<K>| {
+        let worse = (best_end * SAME_FACTOR + WORSE_TIME).max(all_end / 2.0);
+        candidate.end(nominal) <= worse || candidate.is_same(nominal, best_end)
+    };
 
     let (at, chosen) = candidates
         .iter()
         .enumerate()
-        .filter(|(_, candidate)| candidate.room && candidate.end(nominal) <= tolerable)
+        .filter(|(_, candidate)| candidate.room && tolerable(candidate))
         .min_by(|(_, a), (_, b)| better(a, b, nominal, best_end))?;
 
     let share = queue_bytes as f64 * chosen.rate / all_rates.max(1.0) / 2.0;
@@ -79,8 +92,7 @@ pub(super) fn pick<K>(candidates: &[Candidate<K>], run_bytes: u64, queue_bytes: 
 }
 
 fn better<K>(a: &Candidate<K>, b: &Candidate<K>, nominal: u64, best_end: f64) -> Ordering {
-    let same = |candidate: &Candidate<K>| candidate.end(nominal) <= best_end * SAME_FACTOR + SAME_TIME;
-    match (same(a), same(b)) {
+    match (a.is_same(nominal, best_end), b.is_same(nominal, best_end)) {
         (true, true) => {}
         (false, false) => return a.end(nominal).total_cmp(&b.end(nominal)),
         (a_is, _) => return if a_is { Ordering::Less } else { Ordering::Greater },

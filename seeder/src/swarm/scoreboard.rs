@@ -82,6 +82,8 @@ pub(super) struct Peer {
     heard_at: Instant,
     failures: u32,
     busy: u32,
+    /// Times in a row that others were quicker with what it was late with.
+    outrun: u32,
     rest_since: Instant,
     rest: Duration,
     /// It must answer a small question before it is trusted with work again.
@@ -197,11 +199,29 @@ impl Scoreboard {
         }
     }
 
+    /// A request was cancelled, `missing` of whose bytes did not come yet.
+    ///
+    /// Nobody knows how far it was: bytes show in large frames. It is taken to have gone on at the peer's
+    /// rate, but at most to the middle if it was late already, and less each time that this happens. To
+    /// take nothing would leave a peer that was outrun once with no rate and never asked again.
+    pub(super) fn cancelled(&mut self, key: PeerKey, missing: u64, sent: Instant, predicted: Duration, now: Instant) {
+        let peer = self.get_mut(key);
+        let late = now.saturating_duration_since(sent) > predicted;
+        peer.outrun = if late { peer.outrun + 1 } else { peer.outrun };
+        let quiet = now.saturating_duration_since(sent.max(peer.heard_at)).as_secs_f64();
+        let credit = quiet * peer.meter.rate().unwrap_or(GUESSED_RATE);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, which is meant")]
+        let credit = (credit as u64).min(missing >> if late { peer.outrun.min(20) } else { 0 });
+        peer.meter.add(credit, now);
+        self.over(key, missing, now);
+    }
+
     /// It answered rightly: `bytes` in `took`, where `predicted` had been expected.
     pub(super) fn answered(&mut self, key: PeerKey, bytes: u64, took: Duration, predicted: Duration) {
         let peer = self.get_mut(key);
         peer.failures = 0;
         peer.busy = 0;
+        peer.outrun = 0;
         peer.rest = Duration::ZERO;
         peer.probation = false;
         if bytes * 2 >= peer.ramp {
@@ -343,6 +363,7 @@ impl Peer {
             heard_at: now,
             failures: 0,
             busy: 0,
+            outrun: 0,
             rest_since: now,
             rest: Duration::ZERO,
             probation: false,
@@ -419,9 +440,9 @@ impl Peer {
         Duration::from_secs_f64(self.latency.unwrap_or(GUESSED_LATENCY))
     }
 
-    /// Measured latency in seconds.
-    pub(super) fn latency(&self) -> Option<f64> {
-        self.latency
+    /// Measured latency in seconds, unless that was too long ago.
+    pub(super) fn latency(&self, now: Instant) -> Option<f64> {
+        self.latency.filter(|_| !self.meter.is_stale(now))
     }
 
     fn latency_or_guess(&self) -> f64 {

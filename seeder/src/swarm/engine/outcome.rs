@@ -105,7 +105,14 @@ impl Engine {
         let was_parked = known.is_parked();
         let Some(request) = self.in_flight.fail(id) else { return };
         if !was_parked {
-            self.finish(&request, None, now);
+            if matches!(failure, Failure::Corrupt(_)) {
+                // Wrong bytes say as much about the way as right ones do.
+                let left = request.bytes().saturating_sub(request.received);
+                self.scoreboard.came(request.peer, left, now);
+                self.scoreboard.over(request.peer, 0, now);
+            } else {
+                self.finish(&request, None, now);
+            }
         }
         self.judge(&request, failure, now, actions);
         self.unstick(&request.segment.id);
