@@ -498,3 +498,6 @@ fn needed(wants: &HashMap<WantId, LiveWant>, flight: &Flight) -> ChunkSet {
     flight.wants.iter().filter_map(|id| wants.get(id)).for_each(|want| set.insert(want.chunks));
     set
 }
+
+#[cfg(test)]
+mod tests;

@@ -268,3 +268,6 @@ impl Location {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

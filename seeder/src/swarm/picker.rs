@@ -103,3 +103,6 @@ fn better<K>(a: &Candidate<K>, b: &Candidate<K>, nominal: u64, best_end: f64) ->
         .then(a.outstanding.cmp(&b.outstanding))
         .then(a.recent.total_cmp(&b.recent))
 }
+
+#[cfg(test)]
+mod tests;

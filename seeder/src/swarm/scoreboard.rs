@@ -539,3 +539,6 @@ fn jitter(rest: Duration, id: PeerId, times: u32) -> Duration {
     });
     rest.mul_f64(0.75 + (seed % 1024) as f64 / 2048.0)
 }
+
+#[cfg(test)]
+mod tests;

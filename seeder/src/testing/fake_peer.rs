@@ -91,8 +91,14 @@ struct Content {
 }
 
 impl FakePeer {
-    /// A peer that listens.
+    /// A peer that listens on loopback.
     pub fn start(conduct: Conduct) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        Self::listen(listener, conduct)
+    }
+
+    /// A peer on a socket of its own, which may lie in another network namespace.
+    pub fn listen(listener: TcpListener, conduct: Conduct) -> Self {
         let shared = Arc::new(Shared {
             id: PeerId::random(),
             conduct: Mutex::new(conduct),
@@ -100,7 +106,6 @@ impl FakePeer {
             served: Mutex::default(),
             pace: Arc::default(),
         });
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("it is bound");
         let runtime = Some(serve(listener, Arc::clone(&shared)));
         Self { address, shared, zone: String::new(), runtime }
@@ -115,8 +120,13 @@ impl FakePeer {
 
     /// Let it hold a segment.
     pub fn hold(&self, data: &[u8]) -> Segment {
+        self.hold_bytes(&Bytes::copy_from_slice(data))
+    }
+
+    /// The same, with no copy: many peers can share them.
+    pub fn hold_bytes(&self, data: &Bytes) -> Segment {
         let tree = ChunkTree::build(data);
-        let content = Content { tree: tree.clone(), data: Bytes::copy_from_slice(data), has: Presence::Whole };
+        let content = Content { tree: tree.clone(), data: data.clone(), has: Presence::Whole };
         self.shared.segments.lock().insert(tree.segment().id, content);
         tree.segment()
     }

@@ -205,7 +205,11 @@ async fn a_liar_is_reported_and_banned_when_it_goes_on() {
             }
         }
         let corrupt = |(peer, offence): &(_, Offence)| *peer == peers[0].id() && matches!(offence, Offence::Corrupt(_));
-        assert!(room.tracker.reports().iter().filter(|report| corrupt(report)).count() >= 3, "{lie:?} is reported: {:?}", room.swarm.stats());
+        assert!(
+            room.tracker.reports().iter().filter(|report| corrupt(report)).count() >= 3,
+            "{lie:?} is reported: {:?}",
+            room.swarm.stats()
+        );
         let stats = room.swarm.stats();
         let standing = |peer: &FakePeer| stats.peers.iter().find(|p| p.peer.id == peer.id()).unwrap().standing;
         assert_eq!(standing(&peers[0]), Standing::Banned, "{lie:?}");
