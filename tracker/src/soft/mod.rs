@@ -4,6 +4,9 @@
 //! under its `holdings` lock, and only while it is not dead; so nothing that a dead peer held is left, and
 //! nothing that a returning peer announced is lost to the sweep.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
