@@ -234,8 +234,10 @@ impl Import {
             vec![Write { key: Key::Import(self.tree).encode(), value: None }, put(Key::Import(old.tree), Record::Mark)];
         let mut swarm = Swarm { id: old.id, tree: self.tree };
         let was_empty = self.catalog.view().image.counts().inodes <= 1;
-        if was_empty && self.catalog.seeders().await.map_err(store)?.is_empty() {
-            // A catalog that nobody has used yet becomes the one that was lost: its seeders know it again.
+        let registered = self.catalog.seeders().await.map_err(store)?;
+        let ours = |id: &PeerId| self.seeders.iter().any(|(known, _)| known == id);
+        if was_empty && registered.iter().all(|(id, _)| ours(id)) {
+            // A catalog that nobody else has used yet becomes the one that was lost: its seeders know it again.
             swarm.id = header.swarm;
             let valid = (1..=16).contains(&header.settings.replicas)
                 && (1..=header.settings.replicas).contains(&header.settings.min_replicas);

@@ -77,6 +77,8 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
     old.catalog.set_settings(Settings { replicas: 4, min_replicas: 3 }).await.unwrap();
     let file = export(&old).await.unwrap();
     let new = Running::in_memory().await;
+    // It may have knocked already.
+    new.catalog.put_seeder(id, SeederRecord { last_seen_ns: 99, ..seeder.clone() }).await.unwrap();
     let mut watch = new.catalog.watch(new.catalog.revision());
     let imported = import(&new, &file, 1_000, Replace::Empty).await.unwrap();
     let counts = old.catalog.counts();
@@ -127,6 +129,26 @@ async fn a_catalog_with_names_is_replaced_only_if_that_is_said() {
         nodes.entries.len() == inodes
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_empty_catalog_with_a_seeder_of_its_own_stays_the_swarm_that_it_is() {
+    let old = filled().await;
+    let file = export(&old).await.unwrap();
+    let new = Running::in_memory().await;
+    let swarm = new.catalog.swarm_id();
+    let seeder = SeederRecord {
+        host: String::new(),
+        zone: String::new(),
+        address: String::new(),
+        capacity_bytes: 0,
+        draining: false,
+        last_seen_ns: 0,
+    };
+    new.catalog.put_seeder(PeerId::random(), seeder).await.unwrap();
+    import(&new, &file, 60_000, Replace::Empty).await.unwrap();
+    assert_eq!(new.catalog.swarm_id(), swarm);
+    assert_eq!(new.catalog.seeders().await.unwrap().len(), 1);
 }
 
 #[tokio::test]

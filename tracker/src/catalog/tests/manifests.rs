@@ -166,7 +166,7 @@ async fn the_sweep_takes_what_no_file_names_for_the_grace_and_nothing_else() {
 #[tokio::test]
 async fn sweeps_and_publishes_that_race_never_leave_a_file_without_its_manifest() {
     let config = CatalogConfig { sweep_every: Duration::from_secs(3600), ..CatalogConfig::default() };
-    let running = Running::with(Arc::new(MemoryStore::new()), config, Arc::new(())).await;
+    let running = Running::with(Arc::new(super::wandering::Wandering::default()), config, Arc::new(())).await;
     let content = manifest(1, 10);
     let state = running.catalog.state().clone();
     for _ in 0..200 {

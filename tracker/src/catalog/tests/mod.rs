@@ -4,6 +4,7 @@ mod manifests;
 mod replicas;
 mod requests;
 mod restarts;
+mod wandering;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -172,6 +173,25 @@ async fn what_was_answered_is_in_the_view_and_each_operation_is_for_itself() {
     let empty = view.image.node(view.image.entry(ROOT, b"e").unwrap()).unwrap().content().unwrap();
     assert_eq!((empty.size, empty.manifest), (0, None));
     assert_eq!(view.image.counts().logical_bytes, 3 * 4096);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_got_an_answer_sees_what_it_says_on_every_thread() {
+    let running = Arc::new(Running::in_memory().await);
+    let many = (0..4).map(|who| {
+        let running = running.clone();
+        let tasks = TaskTracker::new();
+        tasks.spawn(async move {
+            for n in 0..300 {
+                let name = format!("{who} {n}");
+                let made = running.make(ROOT, &name).await;
+                assert_eq!(running.catalog.view().image.entry(ROOT, name.as_bytes()), Some(made));
+            }
+        })
+    });
+    for done in futures::future::join_all(many).await {
+        done.unwrap();
+    }
 }
 
 #[tokio::test]
