@@ -13,6 +13,7 @@ use swarm_tracker::{Tracker, TrackerConfig};
 use tonic::transport::{Channel, Endpoint};
 
 type Client = CatalogClient<Channel>;
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn publish(parent: u64, name: &str) -> v1::Operation {
     let id = SegmentId::new(*blake3::hash(name.as_bytes()).as_bytes());
@@ -31,27 +32,27 @@ fn publish(parent: u64, name: &str) -> v1::Operation {
     v1::Operation { operation: Some(operation) }
 }
 
-async fn mutate(client: &mut Client, operations: Vec<v1::Operation>) -> anyhow::Result<v1::MutateReply> {
+async fn mutate(client: &mut Client, operations: Vec<v1::Operation>) -> Outcome<v1::MutateReply> {
     let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations };
     let reply = client.mutate(request).await?.into_inner();
     match reply.results.iter().find(|result| result.fault != 0) {
-        Some(refused) => Err(anyhow::anyhow!("refused: {}", refused.message)),
+        Some(refused) => Err(format!("refused: {}", refused.message).into()),
         None => Ok(reply),
     }
 }
 
-async fn directory(client: &mut Client, name: &'static str) -> anyhow::Result<u64> {
+async fn directory(client: &mut Client, name: &'static str) -> Outcome<u64> {
     let ownership = Some(v1::Ownership { mode: 0o755, uid: 0, gid: 0, modified_ns: 0 });
     let make = Operation::MakeDirectory(v1::MakeDirectory { parent: 1, name: name.into(), ownership });
     let reply = mutate(client, vec![v1::Operation { operation: Some(make) }]).await?;
-    reply.results[0].node.as_ref().map(|node| node.inode).ok_or_else(|| anyhow::anyhow!("no inode"))
+    reply.results[0].node.as_ref().map(|node| node.inode).ok_or_else(|| "no inode".into())
 }
 
 fn say(what: &str, took: Duration, count: u32) {
     println!("{what:48} {took:>12.2?} {:>12.0}/s", f64::from(count) / took.as_secs_f64());
 }
 
-async fn in_batches(client: &mut Client, name: &'static str, count: u32, batch: u32) -> anyhow::Result<u64> {
+async fn in_batches(client: &mut Client, name: &'static str, count: u32, batch: u32) -> Outcome<u64> {
     let parent = directory(client, name).await?;
     let start = Instant::now();
     for first in (0..count).step_by(batch as usize) {
@@ -63,7 +64,7 @@ async fn in_batches(client: &mut Client, name: &'static str, count: u32, batch: 
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> Outcome<()> {
     let folder = tempfile::tempdir()?;
     let config = TrackerConfig {
         listen: "127.0.0.1:0".parse()?,
@@ -85,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
             for n in 0..50u32 {
                 mutate(&mut client, vec![publish(parent, &format!("many {who} {n}"))]).await?;
             }
-            anyhow::Ok(())
+            Outcome::Ok(())
         }
     });
     futures::future::try_join_all(clients).await?;

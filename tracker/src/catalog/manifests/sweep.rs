@@ -117,7 +117,11 @@ impl Manifests {
     }
 
     /// The head goes first, unless it was written or named since; then its pages.
-    async fn drop_dead(&self, state: &State, digest: ManifestDigest) -> Result<bool, StoreError> {
+    pub(in crate::catalog) async fn drop_dead(
+        &self,
+        state: &State,
+        digest: ManifestDigest,
+    ) -> Result<bool, StoreError> {
         let key = Key::Manifest(digest);
         let found = self.store.get(key.encode()).await?;
         // Looked at after the head was read: whoever names it from now on changes its head or finds it gone.

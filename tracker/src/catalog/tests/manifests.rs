@@ -186,6 +186,17 @@ async fn sweeps_and_publishes_that_race_never_leave_a_file_without_its_manifest(
 }
 
 #[tokio::test]
+async fn one_that_a_file_has_named_since_it_was_found_dead_is_kept() {
+    let running = Running::in_memory().await;
+    let content = manifest(1, 3);
+    running.one(publish(ROOT, "f", &content)).await.unwrap();
+    let state = running.catalog.state().clone();
+    assert!(!running.catalog.manifests().drop_dead(&state, content.digest()).await.unwrap());
+    running.one(unlink(ROOT, "f")).await.unwrap();
+    assert!(running.catalog.manifests().drop_dead(&state, content.digest()).await.unwrap());
+}
+
+#[tokio::test]
 async fn every_live_segment_is_visited_and_no_dead_one() {
     let running = Running::in_memory().await;
     running.run(vec![publish(ROOT, "a", &manifest(0, 3)), publish(ROOT, "b", &manifest(2, 3))]).await;
