@@ -84,7 +84,7 @@ impl ReadEngine {
         stop: CancellationToken,
     ) -> Arc<Self> {
         let budget = MemoryBudget::new(config.memory.unwrap_or_else(MemoryBudget::default_limit));
-        let (writer, jobs) = Writer::new(budget.limit() / 2);
+        let (writer, jobs) = Writer::new(budget.limit());
         cache.start(&tasks, stop.clone());
         let shared = Arc::new(Shared {
             cache,

@@ -1,7 +1,7 @@
 //! One handle to one version of a file.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -21,8 +21,8 @@ use super::readahead::{Advice, Readahead, StreamId};
 const ATTEMPTS: u32 = 16;
 /// What is asked of the swarm ends this much before the reader gives up, so that it can say what was wrong.
 const LAST_WORD: Duration = Duration::from_millis(50);
-/// Zeros that holes are answered with.
-static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+/// Zeros that holes are answered with: as many as the kernel asks for at once.
+static ZEROS: LazyLock<Bytes> = LazyLock::new(|| vec![0; 1 << 20].into());
 
 /// One handle to one version of a file; while it lives the version stays in the cache.
 pub struct OpenFile {
@@ -188,7 +188,7 @@ impl OpenFile {
                 self.shared.metrics.hole_bytes.inc_by(length);
                 let length = usize::try_from(length).map_err(|_| Setback::Changed)?;
                 Ok(match length <= ZEROS.len() {
-                    true => Bytes::from_static(&ZEROS[..length]),
+                    true => ZEROS.slice(..length),
                     false => Bytes::from(vec![0; length]),
                 })
             }

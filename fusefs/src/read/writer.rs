@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use swarm_seeder::store::cache::CacheFile;
 use swarm_seeder::swarm::Fetched;
@@ -16,7 +17,11 @@ use super::engine::Shared;
 use super::flights::Run;
 
 /// Jobs that go to the blocking pool together.
-const BATCH: usize = 32;
+const BATCH: usize = 256;
+/// Fewer bytes than this wait a moment for others: a hop to the pool costs more than a small write.
+const ENOUGH: u64 = 4 << 20;
+/// That moment.
+const LINGER: Duration = Duration::from_millis(3);
 
 /// One run to be written.
 pub(super) struct Job {
@@ -68,6 +73,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut queue: Queue, tasks: TaskTracke
             () = stop.cancelled() => {
                 queue.jobs.close();
                 continue;
+            }
+        }
+        if queue.waiting.load(Ordering::Relaxed) < ENOUGH && !stop.is_cancelled() {
+            tokio::time::sleep(LINGER).await;
+            while batch.len() < BATCH
+                && let Ok(job) = queue.jobs.try_recv()
+            {
+                batch.push(job);
             }
         }
         let shared = shared.clone();

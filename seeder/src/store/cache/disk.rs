@@ -255,6 +255,7 @@ impl Folder {
         let retired = self.path(digest, &format!("{}.gone", COUNTER.fetch_add(1, Ordering::Relaxed)));
         match fs::rename(self.path(digest, "data"), &retired) {
             Ok(()) => Some(retired),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(%digest, %error, "retire a cached file");
                 None

@@ -299,6 +299,14 @@ impl Entry {
         Ok((made, true))
     }
 
+    /// Bytes that making the files would take: those of the manifest.
+    pub(super) fn bytes_to_create(&self) -> u64 {
+        match self.is_on_disk() {
+            true => 0,
+            false => self.layout.bits_at,
+        }
+    }
+
     pub(super) fn close_files(&self) {
         *self.files.lock() = None;
     }

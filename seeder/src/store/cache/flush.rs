@@ -105,19 +105,19 @@ impl CacheStore {
     }
 
     fn flush_these(&self, due: Vec<Waiting>) {
-        let pinned = due.iter().filter_map(|waiting| Some((self.pin_entry(&waiting.entry)?, waiting.used_only)));
+        let pinned = due.iter().filter_map(|waiting| self.pin_entry(&waiting.entry));
         // The pages are taken before the sync: a bit set during it waits for the next.
         let (written, used): (Vec<_>, Vec<_>) = pinned
-            .map(|(file, used_only)| {
+            .map(|file| {
                 let pages = file.entry.take_dirty();
-                (file, pages, used_only)
+                (file, pages)
             })
-            .partition(|(_, pages, used_only)| !used_only && !pages.is_empty());
-        for (file, ..) in used {
+            .partition(|(_, pages)| !pages.is_empty());
+        for (file, _) in used {
             let _ = self.folder.touch(&file.entry.digest);
         }
         let together = written.len() >= SYNC_DISK_FROM && self.folder.sync_all().is_ok();
-        for (file, pages, _) in written {
+        for (file, pages) in written {
             if let Err(error) = self.write_pages(&file, &pages, together) {
                 tracing::warn!(digest = %file.entry.digest, %error, "make cached chunks durable");
             }
@@ -130,6 +130,9 @@ impl CacheStore {
         if !synced {
             rustix::fs::fdatasync(&files.data)?;
         }
-        pages.iter().try_for_each(|(at, page)| files.meta.write_all_at(page, *at))
+        pages.iter().try_for_each(|(at, page)| files.meta.write_all_at(page, *at))?;
+        // Only now is it sure what the file system set aside for it.
+        self.recount(&file.entry, &files);
+        Ok(())
     }
 }

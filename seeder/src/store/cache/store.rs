@@ -343,22 +343,14 @@ impl CacheStore {
     /// After chunks of an entry were dropped: tell it, persist it, and replace a file that cannot be mended.
     pub(super) fn dropped(&self, entry: &Arc<Entry>, id: SegmentId) {
         if entry.is_gone() {
-            let mut state = self.state.lock();
-            if state.entries.peek(&entry.digest).is_some_and(|known| Arc::ptr_eq(known, entry)) {
-                let mut gone = Gone::default();
-                self.remove(&mut state, entry.clone(), &mut gone);
-                drop(state);
-                tracing::warn!(digest = %entry.digest, "a cached file rotted while the kernel read it: replace it");
-                self.finish_removal(gone);
-                return;
-            }
+            self.give_up(entry, "a cached file rotted while the kernel read it: replace it");
         } else {
             self.dirty.lock().note_write(entry, Instant::now());
         }
         let _ = self.changes.send(id);
     }
 
-    fn recount(&self, entry: &Entry, files: &Files) {
+    pub(super) fn recount(&self, entry: &Entry, files: &Files) {
         let Ok(bytes) = files.allocated() else { return };
         let mut state = self.state.lock();
         if entry.is_on_disk() {
@@ -389,9 +381,9 @@ impl CacheStore {
         if runs.is_empty() {
             return Ok(());
         }
-        let room = self.reserve(whole.len() + WRITE_OVERHEAD)?;
+        let room = self.reserve(whole.len() + WRITE_OVERHEAD + entry.bytes_to_create())?;
         let before = entry.level(extent);
-        let (files, made) = entry.create(&self.folder).inspect_err(|error| self.note_failure(error))?;
+        let (files, made) = entry.create(&self.folder).map_err(|error| self.not_written(entry, error))?;
         let mut outcome = Ok(());
         for run in runs {
             let part = slice.segment.bytes_of(run);
@@ -415,17 +407,35 @@ impl CacheStore {
         if made || after != before {
             let _ = self.changes.send(slice.segment.id);
         }
-        outcome.inspect_err(|error| self.note_failure(error))
+        outcome.map_err(|error| self.not_written(entry, error))
     }
 
-    /// The disk refused: write nothing for a while, so that reads do not pay for it again and again.
-    fn note_failure(&self, error: &StoreError) {
-        if let StoreError::Io { doing, source } = error {
+    /// The disk refused: write nothing for a while, so that reads do not pay for it again and again. Files
+    /// that somebody removed are made anew for whoever opens the version next.
+    fn not_written(&self, entry: &Arc<Entry>, error: StoreError) -> StoreError {
+        if let StoreError::Io { doing, source } = &error {
+            if source.kind() == std::io::ErrorKind::NotFound && entry.is_on_disk() {
+                self.give_up(entry, "a cached file vanished from the disk: replace it");
+                return error;
+            }
             tracing::warn!(doing, error = %source, "the cache cannot be written; reads go on without it");
             let mut state = self.state.lock();
             state.paused_until = Some(Instant::now() + PAUSE_AFTER_FAILURE);
             state.looked = None;
         }
+        error
+    }
+
+    /// Remove a version that cannot be used any more, although it may be open.
+    fn give_up(&self, entry: &Arc<Entry>, why: &'static str) {
+        let mut gone = Gone::default();
+        let mut state = self.state.lock();
+        if state.entries.peek(&entry.digest).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+            tracing::warn!(digest = %entry.digest, "{why}");
+            self.remove(&mut state, entry.clone(), &mut gone);
+        }
+        drop(state);
+        self.finish_removal(gone);
     }
 
     /// Copy chunks that another place has into this one; returns whether all are there afterwards.

@@ -106,8 +106,13 @@ fn config(dir: &Path, size: u64) -> CacheConfig {
     CacheConfig { dir: dir.to_owned(), size: ByteCount(size), free_space_ratio: 0.0 }
 }
 
+/// A folder in memory where there is one: these tests sync often, and a busy disk would make them slow.
+fn quick_dir() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
 fn store() -> (TempDir, Arc<CacheStore>) {
-    let dir = TempDir::new().unwrap();
+    let dir = quick_dir();
     let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
     (dir, store)
 }
@@ -200,7 +205,9 @@ fn sliced() -> Sample {
 
 #[test]
 fn what_was_written_is_read_and_only_that_is_missing() {
-    let (_dir, store) = store();
+    // A real disk, where there is reading at once.
+    let dir = TempDir::new().unwrap();
+    let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
     let sample = Sample::plain(1_000_000, 300_000, 7);
     let file = sample.open(&store);
     assert_eq!(file.cached_bytes(), 0);
@@ -259,14 +266,14 @@ fn a_byte_flipped_anywhere_while_down_is_never_served() {
     sample.fill(&file, sample.all()).unwrap();
     store.flush();
     drop((file, store));
-    let pristine = TempDir::new().unwrap();
+    let pristine = quick_dir();
     copy_folder(dir.path(), pristine.path());
     let meta_length = fs::metadata(path_of(dir.path(), &sample.digest, "meta")).unwrap().len();
     let flips =
         (0..400_000u64).step_by(9_973).map(|at| ("data", at)).chain((0..meta_length).step_by(3).map(|at| ("meta", at)));
     let mut lost = 0;
     for (kind, at) in flips {
-        let dir = TempDir::new().unwrap();
+        let dir = quick_dir();
         copy_folder(pristine.path(), dir.path());
         flip(&path_of(dir.path(), &sample.digest, kind), at);
         let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
@@ -421,7 +428,7 @@ fn killed_at_any_moment_it_opens_and_serves_nothing_wrong() {
     let small = Sample::plain(20, 20, 12);
     let file = sample.open(&store);
     let check = |after: &str, least: u64| {
-        let copy = TempDir::new().unwrap();
+        let copy = quick_dir();
         copy_folder(dir.path(), copy.path());
         let again = CacheStore::open(config(copy.path(), 1 << 30)).unwrap();
         let reopened = sample.open(&again);
@@ -449,7 +456,7 @@ fn killed_at_any_moment_it_opens_and_serves_nothing_wrong() {
     // Cut in the middle of making a file: any prefix of it.
     let meta = fs::read(path_of(dir.path(), &small.digest, "meta")).unwrap();
     for cut in 0..=meta.len() {
-        let copy = TempDir::new().unwrap();
+        let copy = quick_dir();
         copy_folder(dir.path(), copy.path());
         fs::write(path_of(copy.path(), &small.digest, "meta"), &meta[..cut]).unwrap();
         let again = CacheStore::open(config(copy.path(), 1 << 30)).unwrap();
@@ -540,4 +547,66 @@ fn an_unused_handle_leaves_nothing_behind() {
     assert!(store.manifest(&sample.digest).is_none());
     assert_eq!(disk_use(&dir.path().join("files")), 0);
     assert!(store.inventory().is_empty());
+}
+
+#[test]
+fn files_removed_behind_its_back_are_made_anew() {
+    let (dir, store) = store();
+    let sample = Sample::plain(100_000, 50_000, 1);
+    let file = sample.open(&store);
+    sample.fill(&file, sample.all()).unwrap();
+    drop(file);
+    fs::remove_dir_all(dir.path().join("files")).unwrap();
+    fs::create_dir(dir.path().join("files")).unwrap();
+    // More files than stay open idle: the removed one is opened again.
+    for seed in 0..200 {
+        let other = Sample::plain(20, 20, 1000 + seed);
+        other.fill(&other.open(&store), other.all()).unwrap();
+    }
+    let file = sample.open(&store);
+    assert!(file.read(sample.all()).is_err());
+    assert_eq!(file.missing(sample.all()).len(), 2);
+    assert!(sample.fill(&file, sample.all()).is_err());
+    drop(file);
+    let file = sample.open(&store);
+    sample.fill(&file, sample.all()).unwrap();
+    sample.expect(&file, sample.all());
+    store.flush();
+    drop((file, store));
+    let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
+    assert_eq!(store.cached_file(&sample.digest).unwrap().cached_bytes(), 100_000);
+}
+
+#[test]
+fn many_threads_at_once_lose_nothing_and_stay_within_the_limit() {
+    let dir = TempDir::new().unwrap();
+    let limit = 6 << 20;
+    let store = CacheStore::open(config(dir.path(), limit)).unwrap();
+    let samples: Vec<_> = (0..24).map(|seed| Sample::plain(600_000, 150_000, seed)).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (store, samples, dir) = (&store, &samples, dir.path());
+            scope.spawn(move || {
+                for step in 0..60 {
+                    let sample = &samples[(step * 7 + thread * 5) % samples.len()];
+                    let file = sample.open(store);
+                    let range = ByteRange::at((step as u64 * 77_777) % 500_000, 90_000);
+                    // Refused is fine, wrong is not.
+                    if sample.fill(&file, range).is_ok() && file.missing(range).is_empty() {
+                        sample.expect(&file, range);
+                    }
+                    if step % 10 == 0 {
+                        store.flush();
+                        assert!(store.usage().used_bytes <= limit);
+                        assert!(disk_use(&dir.join("files")) <= limit + (1 << 20));
+                    }
+                }
+            });
+        }
+    });
+    store.flush();
+    let used = store.usage().used_bytes;
+    let folders = fs::read_dir(dir.path().join("files")).unwrap().count() as u64;
+    let on_disk = disk_use(&dir.path().join("files"));
+    assert!(used <= on_disk && on_disk <= used + folders * 4096, "it counts {used}, the disk {on_disk}");
 }
