@@ -22,7 +22,7 @@ use super::tree::LastLink;
 /// Pieces on their way at a time; the room in memory bounds them too.
 const WINDOW: usize = 32;
 /// A hole is written in pieces of so many zeros.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Write files to standard output.
 #[derive(Debug, Args)]
