@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use swarm_proto::{ChunkTree, Presence, SegmentId, v1};
 use tokio::runtime::Handle;
@@ -16,13 +15,14 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Code, Status};
 
-use super::engine::{Action, Assignment, Engine, Failure};
+use super::engine::{Action, Assignment, Engine};
 use super::in_flight::{RequestId, WantId};
 use super::link::{Link, Progress};
 use super::scoreboard::PeerKey;
 use super::{FetchError, Fetched, Holder, Locator, SwarmConfig, SwarmStats, Want, metrics};
+
+mod request;
 
 /// Longest that a peer may take to say what it has.
 const HAVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -285,95 +285,6 @@ impl Swarm {
         });
     }
 
-    /// One request, from its sending to what its answer means.
-    async fn request(&self, assignment: Assignment, link: Result<Link, String>, progress: Arc<Progress>) {
-        let id = assignment.id;
-        let deadline = Instant::from_std(assignment.deadline);
-        let answered = match link {
-            Ok(link) => tokio::time::timeout_at(deadline, self.ask(&assignment, &link, &progress)).await,
-            Err(words) => Ok(Err(Failure::Unreachable(words))),
-        };
-        let outcome = answered.unwrap_or(Err(Failure::TooSlow));
-        let taken = match outcome {
-            Ok(reply) => self.take(&assignment, reply, progress.latency()),
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = taken {
-            self.with_engine(|engine, actions| {
-                tracing::debug!(peer = %engine.address(assignment.peer).address, ?failure, "fetch");
-                engine.failed(id, &failure, now(), actions);
-            });
-        }
-        self.state.lock().forget(id);
-    }
-
-    async fn ask(
-        &self,
-        assignment: &Assignment,
-        link: &Link,
-        progress: &Arc<Progress>,
-    ) -> Result<v1::FetchReply, Failure> {
-        let segment = assignment.segment;
-        let tree_bytes = if assignment.with_tree { ChunkTree::wire_len(segment) as u64 } else { 0 };
-        let request = v1::FetchRequest {
-            segment_id: segment.id.to_wire(),
-            first_chunk: assignment.chunks.start,
-            chunk_count: assignment.chunks.len(),
-            with_tree: assignment.with_tree,
-            peer_id: self.config.me.to_wire(),
-        };
-        let most_bytes = segment.bytes_of(assignment.chunks).len() + tree_bytes;
-        let reply = link.counted(Arc::clone(progress), most_bytes).fetch(request).await;
-        let reply = reply.map_err(|status| meaning(&status))?.into_inner();
-        match &reply.held {
-            Some(held) => Err(Failure::Held(held.read(segment.chunks()))),
-            None => Ok(reply),
-        }
-    }
-
-    /// Check what came, and whatever it proves; nothing unverified goes farther.
-    fn take(&self, assignment: &Assignment, reply: v1::FetchReply, latency: Option<Duration>) -> Result<(), Failure> {
-        let id = assignment.id;
-        let corrupt = |error: swarm_proto::TreeError| Failure::Corrupt(error.to_string());
-        let tree = match (&assignment.tree, assignment.with_tree) {
-            (Some(tree), _) => tree.clone(),
-            (None, true) => {
-                let tree = ChunkTree::verify(assignment.segment, compact(reply.tree)).map_err(corrupt)?;
-                let waited = self.state.lock().engine.tree_came(&tree);
-                for parked in waited {
-                    self.settle(parked.request, &tree, parked.chunks, &parked.data, None);
-                }
-                tree
-            }
-            (None, false) => {
-                let parked = self.with_engine(|engine, actions| engine.park(id, &reply.data, latency, now(), actions));
-                match parked {
-                    Some(tree) => tree,
-                    None => return Ok(()),
-                }
-            }
-        };
-        tree.check(assignment.chunks, &reply.data).map_err(corrupt)?;
-        self.with_engine(|engine, actions| engine.delivered(id, &reply.data, latency, now(), actions));
-        Ok(())
-    }
-
-    /// Bytes that waited for their tree.
-    fn settle(
-        &self,
-        id: RequestId,
-        tree: &ChunkTree,
-        chunks: swarm_proto::ChunkRange,
-        data: &Bytes,
-        latency: Option<Duration>,
-    ) {
-        let checked = tree.check(chunks, data);
-        self.with_engine(|engine, actions| match checked {
-            Ok(()) => engine.delivered(id, data, latency, now(), actions),
-            Err(error) => engine.failed(id, &Failure::Corrupt(error.to_string()), now(), actions),
-        });
-    }
-
     /// Note progress, let time pass, and say when to come back.
     fn tick(&self) -> Option<std::time::Instant> {
         let mut actions = Vec::new();
@@ -436,24 +347,6 @@ async fn drive(swarm: Weak<Swarm>, stop: CancellationToken) {
 
 fn now() -> std::time::Instant {
     Instant::now().into_std()
-}
-
-/// A tree of its own, not a slice that keeps a whole reply in memory.
-fn compact(tree: Bytes) -> Bytes {
-    Bytes::copy_from_slice(&tree)
-}
-
-/// What a peer's refusal means.
-fn meaning(status: &Status) -> Failure {
-    match status.code() {
-        // It dropped a rotten chunk, or has a segment of that id that is shorter: either way not there.
-        Code::NotFound | Code::DataLoss | Code::InvalidArgument => Failure::Missing,
-        Code::ResourceExhausted => Failure::Busy,
-        // Ours, of a reply that is longer than it may be.
-        Code::OutOfRange => Failure::Corrupt(status.message().to_owned()),
-        Code::DeadlineExceeded => Failure::TooSlow,
-        _ => Failure::Unreachable(status.message().to_owned()),
-    }
 }
 
 #[cfg(test)]

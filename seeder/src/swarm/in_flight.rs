@@ -4,7 +4,7 @@
 //! nobody was asked), *requested* (at least one live request covers it) and *held* (it is here, verified,
 //! and somebody who wants it still waits for other chunks). Concurrent wants share chunks and requests.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +12,10 @@ use swarm_proto::{CHUNK_BYTES, ChunkRange, ChunkSet, ChunkTree, Segment, Segment
 
 use super::scoreboard::PeerKey;
 use super::{Fetched, Urgency, Want};
+
+mod flight;
+
+use flight::{Flight, first_run, one, usize_of};
 
 /// One call of a caller that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,17 +88,6 @@ struct LiveWant {
     segment: SegmentId,
     chunks: ChunkRange,
     urgency: Urgency,
-}
-
-struct Flight {
-    segment: Segment,
-    tree: Option<ChunkTree>,
-    wanted: ChunkSet,
-    held: ChunkSet,
-    /// The held bytes: disjoint runs by their first chunk.
-    pieces: BTreeMap<u32, (ChunkRange, Bytes)>,
-    wants: Vec<WantId>,
-    requests: Vec<RequestId>,
 }
 
 /// The table of all wants and requests.
@@ -441,50 +434,6 @@ impl InFlight {
             self.flights.remove(&id);
         }
     }
-}
-
-impl Flight {
-    fn new(segment: Segment) -> Self {
-        Self {
-            segment,
-            tree: ChunkTree::verify(segment, Bytes::new()).ok(),
-            wanted: ChunkSet::empty(segment.chunks()),
-            held: ChunkSet::empty(segment.chunks()),
-            pieces: BTreeMap::new(),
-            wants: Vec::new(),
-            requests: Vec::new(),
-        }
-    }
-
-    /// The held pieces of `chunks`, all of which are held.
-    fn cut(&self, chunks: ChunkRange) -> Vec<(ChunkRange, Bytes)> {
-        let first = self.pieces.range(..=chunks.start).next_back().map_or(chunks.start, |(start, _)| *start);
-        let mut cut = Vec::new();
-        for (range, bytes) in self.pieces.range(first..chunks.end).map(|(_, piece)| piece) {
-            let part = range.intersect(chunks);
-            if part.is_empty() {
-                continue;
-            }
-            let (all, part_bytes) = (self.segment.bytes_of(*range), self.segment.bytes_of(part));
-            let within = usize_of(part_bytes.start - all.start)..usize_of(part_bytes.end - all.start);
-            cut.push((part, bytes.slice(within)));
-        }
-        cut
-    }
-}
-
-fn one(chunk: u32) -> ChunkRange {
-    ChunkRange::new(chunk, chunk + 1)
-}
-
-fn usize_of(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("an offset in a segment of at most 64 MiB")
-}
-
-fn first_run(range: ChunkRange, is_in: impl Fn(u32) -> bool) -> Option<ChunkRange> {
-    let start = range.iter().find(|chunk| is_in(*chunk))?;
-    let end = (start..range.end).find(|chunk| !is_in(*chunk)).unwrap_or(range.end);
-    Some(ChunkRange::new(start, end))
 }
 
 fn requested(requests: &HashMap<RequestId, Request>, flight: &Flight) -> ChunkSet {

@@ -29,8 +29,9 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Largest HTTP/2 frame that we take. A run travels in a few of them.
 const MAX_FRAME: u32 = 256 << 10;
 
-/// What a reply may have beyond the bytes asked for: its framing, and room for a tree.
-const SLACK: u64 = 4096;
+/// What a reply may have beyond the bytes asked for: its framing, the tree of the longest segment, and a
+/// chunk, by which a segment may be longer than a lying manifest says.
+const SLACK: u64 = 160 * 1024;
 
 /// A connection to one peer; clones share it.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 //! Invariant: no byte leaves [`Swarm::fetch`] that was not verified against its segment's tree, and the
 //! tree against the segment's id.
 
+mod blame;
 mod bucket;
 mod config;
 mod engine;

@@ -312,6 +312,19 @@ fn unequal_links_are_filled() {
 }
 
 #[test]
+fn links_are_filled_whatever_their_rates_and_latencies() {
+    for latency in [0.1, 1.0, 3.0, 8.0] {
+        for rates in [vec![100.0; 2], vec![1000.0; 3], vec![20.0, 40.0, 80.0, 160.0], vec![300.0, 30.0], vec![50.0]] {
+            let links: Vec<Link> = rates.iter().map(|rate| Link::new(*rate, latency)).collect();
+            let (share, read) = read(&links, 160);
+            let lost = read.seconds * (1.0 - share);
+            let allowed = 0.03 * read.seconds + 6.0 * latency / 1e3;
+            assert!(lost <= allowed, "{share} of {rates:?} at {latency} ms");
+        }
+    }
+}
+
+#[test]
 fn far_links_are_filled() {
     let links = [100.0, 100.0, 100.0].map(|rate| Link::new(rate, 40.0));
     let (share, _) = read(&links, 200);

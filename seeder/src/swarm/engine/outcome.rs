@@ -17,6 +17,8 @@ pub(in super::super) enum Failure {
     Missing,
     /// The peer has other chunks of it: take those from it.
     Held(Presence),
+    /// The peer is right to refuse, as far as one can see: ask others, but accuse nobody.
+    Refused(String),
     /// Bytes or tree did not verify: distrust the segment there.
     Corrupt(String),
     /// The peer has no capacity now: let it rest shortly.
@@ -176,6 +178,10 @@ impl Engine {
                 self.locations.missing(&id, peer, now);
                 actions.push(Action::Report(who, Offence::Missing(id)));
                 "it does not have the segment".to_owned()
+            }
+            Failure::Refused(words) => {
+                self.locations.missing(&id, peer, now);
+                words.clone()
             }
             Failure::Held(presence) => {
                 let promised = self.locations.holders(&id).iter().any(|h| h.peer == peer && h.is_whole());

@@ -418,6 +418,21 @@ async fn stopping_ends_every_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_lies_about_a_length_gets_nobody_accused() {
+    let room = Room::new();
+    let peers = peers(2, &Conduct::Honest);
+    for (seed, length) in [(1, 99_000), (2, 100_001), (3, 500_000), (4, 60_000), (5, 9), (6, 16_384)] {
+        let segment = room.hold(&peers, &noise(seed, 100_000));
+        let wrong = Segment { id: segment.id, length };
+        let error = room.read(wrong, wrong.all(), Duration::from_millis(400)).await.unwrap_err();
+        assert!(matches!(error, FetchError::AllFailed { .. }), "{error}");
+        assert_eq!(room.read(segment, segment.all(), LONG).await.unwrap(), noise(seed, 100_000));
+    }
+    assert_eq!(room.tracker.reports(), []);
+    assert_eq!(room.swarm.stats().corrupt, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_want_that_makes_no_sense_is_refused() {
     let room = Room::new();
     let segment = ChunkTree::build(&noise(1, 50_000)).segment();
