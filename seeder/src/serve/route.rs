@@ -41,8 +41,9 @@ const MOST_LISTS: (usize, usize) = (256, 64);
 /// Calls of Store at once, and of one address. A put makes up to 16, and each is passed on. A call can
 /// make us hold 9 MiB: its window, a frame, and what waits to be passed on.
 const MOST_STORES: (usize, usize) = (96, 64);
-/// Longest life of a call that is neither Fetch nor Store.
-const LIST_WAIT: Duration = Duration::from_secs(30);
+/// Longest life of a call that is neither Fetch nor Store: a Sync waits for a slow disk, and the uploader for
+/// it a little longer than this.
+const LIST_WAIT: Duration = Duration::from_secs(110);
 /// Longest wait for the request of a Fetch.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Bytes before each message of gRPC: a flag and a length.
