@@ -143,6 +143,11 @@ mod tests {
             [Stretch::Hole(1 << 20), Stretch::Data(span(1 << 20, 2 << 20)), Stretch::Hole(1 << 20)]
         );
         assert_eq!(cut(span(0, size), &[], S), [Stretch::Hole(size)]);
+        let (first, last) = (span(0, 1 << 20), span(2 << 20, size));
+        assert_eq!(
+            cut(span(0, size), &[first, last], S),
+            [Stretch::Data(first), Stretch::Hole(1 << 20), Stretch::Data(last)]
+        );
         assert_eq!(cut(span(0, 5), &[], S), [Stretch::Data(span(0, 5))]);
         assert_eq!(cut(span(0, 0), &[], S), []);
     }
