@@ -230,3 +230,45 @@ impl Flights {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::MemoryBudget;
+
+    const SEGMENT: Segment = Segment { id: SegmentId::new([1; 32]), length: 4 << 20 };
+
+    fn start(flights: &mut Flights, chunks: ChunkRange) -> (Arc<Run>, watch::Receiver<Outcome>) {
+        let grant = MemoryBudget::new(1 << 30).take(SEGMENT.bytes_of(chunks).len());
+        let (run, receiver, _) = flights.start(SEGMENT, chunks, Urgency::Ahead, grant);
+        (run, receiver)
+    }
+
+    #[test]
+    fn a_run_that_somebody_joined_at_the_last_moment_is_not_abandoned() {
+        let mut flights = Flights::new();
+        let (run, first) = start(&mut flights, ChunkRange::new(0, 64));
+        drop(first);
+        let joined = flights.find(SEGMENT, ChunkRange::new(10, 11));
+        assert!(!flights.abandon(&run), "a reader waits for it");
+        drop(joined);
+        assert!(flights.abandon(&run));
+        assert!(flights.segments.is_empty());
+    }
+
+    #[test]
+    fn what_is_found_covers_what_was_asked_once_and_in_order() {
+        let mut flights = Flights::new();
+        let _kept: Vec<_> = [(4, 8), (8, 9), (20, 70)]
+            .map(|(start_at, end)| start(&mut flights, ChunkRange::new(start_at, end)))
+            .into();
+        let found = flights.find(SEGMENT, ChunkRange::new(2, 30));
+        let found: Vec<_> = (found.into_iter())
+            .map(|found| match found {
+                Found::Run(_, _, chunks) => (true, chunks.start, chunks.end),
+                Found::Absent(chunks) => (false, chunks.start, chunks.end),
+            })
+            .collect();
+        assert_eq!(found, [(false, 2, 4), (true, 4, 8), (true, 8, 9), (false, 9, 20), (true, 20, 30)]);
+    }
+}

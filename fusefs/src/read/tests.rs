@@ -125,7 +125,9 @@ struct Sample {
 
 impl Mount {
     fn with(config: ReadConfig, cache_bytes: u64) -> Self {
-        Self::at(Arc::new(TempDir::new().unwrap()), Arc::default(), config, cache_bytes)
+        // In memory where that is possible: a busy disk would make the tests slow.
+        let dir = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+        Self::at(Arc::new(dir), Arc::default(), config, cache_bytes)
     }
 
     fn new() -> Self {
@@ -163,13 +165,13 @@ impl Mount {
     async fn close(self) -> (Arc<TempDir>, Arc<Peers>) {
         self.stop.cancel();
         self.tasks.close();
-        tokio::time::timeout(Duration::from_secs(20), self.tasks.wait()).await.expect("all tasks end");
+        tokio::time::timeout(Duration::from_secs(60), self.tasks.wait()).await.expect("all tasks end");
         (self.dir, self.peers)
     }
 }
 
 fn config() -> ReadConfig {
-    ReadConfig { max_readahead: 8 << 20, read_timeout: Duration::from_secs(20), memory: Some(64 << 20) }
+    ReadConfig { max_readahead: 8 << 20, read_timeout: Duration::from_secs(60), memory: Some(64 << 20) }
 }
 
 fn sample(bytes: Vec<u8>, extents: Vec<Extent>) -> Sample {
@@ -189,7 +191,7 @@ fn noise(length: usize, seed: u64) -> Vec<u8> {
 }
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(15)
+    Instant::now() + Duration::from_secs(60)
 }
 
 async fn until(condition: impl Fn() -> bool) {
@@ -316,7 +318,9 @@ async fn what_is_fetched_ahead_hurries_once_a_reader_waits_for_it() {
     expect(&file, &sample, 0, MIB).await;
     expect(&file, &sample, MIB, MIB).await;
     until(|| mount.peers.wants().iter().any(|want| want.urgency == Urgency::Ahead)).await;
-    expect(&file, &sample, 2 * MIB, MIB).await;
+    // Sooner than what is fetched ahead would give up.
+    let hurried = file.read(2 * MIB as u64, 1 << 20, Instant::now() + Duration::from_secs(6)).await.unwrap();
+    assert!(hurried == sample.bytes[2 * MIB..3 * MIB]);
     let wants = mount.peers.wants();
     let third = sample.manifest.segments().next().unwrap();
     let both = wants
@@ -393,7 +397,8 @@ async fn without_room_in_the_cache_reads_go_on_within_the_memory_budget() {
     for _ in 0..2 {
         for offset in (0..sample.bytes.len()).step_by(128 * 1024) {
             expect(&file, &sample, offset, 128 * 1024).await;
-            assert!(mount.engine.stats().waiting_bytes <= memory);
+            // What a reader waits for is granted always.
+            assert!(mount.engine.stats().waiting_bytes <= memory + MIB as u64);
         }
     }
     assert_eq!(file.cached_bytes(), 0);

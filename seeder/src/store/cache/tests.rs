@@ -398,6 +398,7 @@ fn an_open_file_keeps_its_data_and_what_finds_no_room_is_refused() {
     let other = big.open(&store);
     assert!(matches!(big.fill(&other, big.all()), Err(StoreError::Full)));
     open.expect(&file, open.all());
+    assert!(path_of(dir.path(), &open.digest, "data").exists(), "an open file was evicted");
     let cached = other.cached_bytes();
     assert!(cached > 0 && cached < 1 << 20);
     big.expect(&other, ByteRange::at(0, 100_000));
