@@ -76,6 +76,7 @@ impl Drop for Network {
 /// A tracker, a reader and four seeders, each on a machine of its own.
 struct ShapedSwarm {
     mounts: Vec<(Daemon, PathBuf)>,
+    mounts_made: usize,
     seeders: Vec<Daemon>,
     _tracker: Daemon,
     reader: String,
@@ -119,7 +120,7 @@ impl ShapedSwarm {
             seeders.push(seeder);
         }
         let reader = network.add(2, None);
-        let swarm = Self { mounts: Vec::new(), seeders, _tracker: tracker, reader, network, folder };
+        let swarm = Self { mounts: Vec::new(), mounts_made: 0, seeders, _tracker: tracker, reader, network, folder };
         eventually("four seeders live", Duration::from_secs(20), || {
             let peers = swarm.cli(&["peers", "--json"]);
             peers.matches("\"live\"").count() == 4
@@ -149,7 +150,8 @@ impl ShapedSwarm {
 
     /// A mount with an empty cache.
     fn mount(&mut self) -> PathBuf {
-        let index = self.mounts.len();
+        let index = self.mounts_made;
+        self.mounts_made += 1;
         let folder = self.folder.path().join(format!("mount-{index}"));
         std::fs::create_dir_all(&folder).unwrap();
         let cache = self.folder.path().join(format!("cache-{index}"));
@@ -175,6 +177,11 @@ impl ShapedSwarm {
 
     /// Read `name` through a fresh mount; its rate as a share of `mbit`, and the wait for the first byte.
     fn measure(&mut self, name: &str, mbit: &[u32]) -> (f64, Duration) {
+        // An earlier mount would serve what it has cached, over a link without a limit.
+        for (mut daemon, folder) in self.mounts.drain(..) {
+            daemon.stop();
+            force_unmount(&folder);
+        }
         drop_caches();
         let folder = self.mount();
         std::fs::metadata(folder.join(name)).unwrap();
