@@ -21,8 +21,9 @@ use crate::store::disk::{Access, Disk};
 const SLED_SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 /// How often sled rolls and cleans its log.
 const SLED_MAINTENANCE_MS: u64 = 500;
-/// How long to wait for the threads of a database that this process has just closed.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for a database that this process has just closed: its file stays locked until sled's
+/// last thread has let go of its garbage, which took seconds on a machine with ten busy processes a core.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the database did not open.
 #[derive(Debug)]
@@ -127,8 +128,9 @@ impl Database {
 
     /// Remove the rows of a range of keys; needs no flush to be right, only to be done.
     pub(super) fn remove(&self, keys: Keys) -> io::Result<()> {
-        let rows = self.db.range(keys.start..keys.end).keys();
-        for key in rows {
+        // Found first, then removed, so that no iterator walks over what changes under it.
+        let found: Vec<_> = self.db.range(keys.start..keys.end).keys().collect();
+        for key in found {
             let key = guard(|| key)?;
             guard(|| self.db.remove(&key))?;
         }

@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use swarm_proto::PeerId;
@@ -20,6 +21,9 @@ const LOCK_FILE: &str = "LOCK";
 const VERSION_FILE: &str = "VERSION";
 /// First word of the version file.
 const MARK: &str = "swarm-seeder-store";
+/// How long to wait for whoever has the folder: a process on its way out, or one of our own children
+/// between fork and exec, to which the lock belongs too.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// The layout that this program writes.
 pub(super) const VERSION: u32 = 1;
 
@@ -126,7 +130,13 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(LOCK_FILE);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let mut file = file.map_err(|error| unusable(dir, "write to the folder", &error))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    let mut is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    while !is_locked && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(50));
+        is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    }
+    if !is_locked {
         let mut pid = String::new();
         let known = file.read_to_string(&mut pid).is_ok() && pid.trim().parse::<u32>().is_ok();
         let who = if known { format!("process {}", pid.trim()) } else { "another process".to_owned() };

@@ -94,6 +94,8 @@ async fn put(store: &Arc<SledStore>, bytes: &Bytes, level: AckLevel) -> Result<S
 
 /// All that a store says it has is there, and nothing lies about that nobody names.
 async fn assert_sound(store: &Arc<SledStore>) {
+    // Dropped chunks are removed after their group was answered: the next answer comes after that.
+    store.touch(Vec::new(), Duration::ZERO).await.unwrap();
     for (id, whole) in store.inventory() {
         let held = store.held(&id).unwrap();
         assert_eq!(held.presence == swarm_proto::Presence::Whole, whole);

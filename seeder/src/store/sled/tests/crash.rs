@@ -136,7 +136,10 @@ async fn assert_survives(image: &Image, want: &HashSet<SegmentId>, what: &str) {
     store.sync().await.unwrap();
     drop(store);
     // And once more: what the first opening put right is right.
-    let store = open_on(quiet(dir.path()), Arc::new(RealDisk)).await.unwrap();
+    let store = match open_on(quiet(dir.path()), Arc::new(RealDisk)).await {
+        Ok(store) => store,
+        Err(error) => panic!("{what}: the store does not open a second time: {error}"),
+    };
     assert_sound(&store).await;
 }
 
@@ -221,4 +224,51 @@ async fn a_disk_that_runs_full_is_full_and_not_broken() {
     disk.set_free(1 << 30);
     put(&store, bytes, AckLevel::Close).await.unwrap();
     assert_sound(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_never_got_a_record_are_swept_at_the_next_start() {
+    let dir = folder();
+    let store = open_on(quiet(dir.path()), Arc::new(RealDisk)).await.unwrap();
+    let segment = put(&store, &samples()[0].0, AckLevel::Close).await.unwrap();
+    let number = store.core.numbers.next() + 1;
+    for row in [Row::Chunk { number, chunk: 0 }, Row::Chunk { number, chunk: 1 }, Row::Tree { number }] {
+        store.core.database.put(row, &[7; 100]).unwrap();
+    }
+    store.close().await;
+    let store = open_on(quiet(dir.path()), Arc::new(RealDisk)).await.unwrap();
+    assert_eq!(store.inventory(), [(segment.id, true)]);
+    assert_sound(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_the_disk_could_not_sync_is_not_held_any_more() {
+    let dir = folder();
+    let disk = SimDisk::new(dir.path());
+    let store = open_on(quiet(dir.path()), Arc::new(disk.clone())).await.unwrap();
+    let bytes = &samples()[3].0;
+    let segment = put(&store, bytes, AckLevel::Close).await.unwrap();
+    disk.arm(Trouble::FailAt(0, EIO)).unwrap();
+    assert!(matches!(store.sync().await, Err(StoreError::Io { .. })));
+    // Through the commit lane, after the drop that the failure sent there.
+    assert_eq!(store.touch(vec![segment.id], Duration::ZERO).await.unwrap(), [0]);
+    assert_eq!((store.held(&segment.id), store.damaged().len()), (None, 1));
+    put(&store, bytes, AckLevel::Fsync).await.unwrap();
+    assert!(store.read(segment.id, segment.all()).await.unwrap() == *bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mend_of_bytes_that_were_written_anew_is_told_to_look_again() {
+    let dir = folder();
+    let store = open_on(quiet(dir.path()), Arc::new(RealDisk)).await.unwrap();
+    let bytes = &samples()[0].0;
+    let segment = put(&store, bytes, AckLevel::Close).await.unwrap();
+    let written = store.core.index.get(&segment.id).unwrap().written;
+    for (written, want) in [(written - 1, commit::Mended::Changed), (written, commit::Mended::Done)] {
+        let (reply, answer) = oneshot::channel();
+        let (tree, chunks) = (ChunkTree::build(bytes), segment.all());
+        let change = Change::Mend { tree, written, chunks, bytes: bytes.clone(), reply };
+        assert!(store.core.commits.send(change).is_ok());
+        assert_eq!(answer.await.unwrap().unwrap(), want);
+    }
 }

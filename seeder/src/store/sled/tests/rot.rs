@@ -169,3 +169,18 @@ fn copy_folder(from: &Path, to: &Path) {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_rotted_with_a_chunk_is_written_again_while_it_is_known() {
+    let dir = folder();
+    let (store, bytes, segment, path) = one_file(dir.path()).await;
+    flip(&path, 0);
+    flip(&path, LENGTH as u64 + 100);
+    let outcome = store.read(segment.id, segment.all()).await;
+    assert!(matches!(outcome, Err(StoreError::Corrupt { chunk: 0, .. })), "{outcome:?}");
+    store.close().await;
+    // Without it nothing of the other chunks could be verified now.
+    let store = open(dir.path()).await;
+    let others = ChunkRange::new(1, segment.chunks());
+    assert!(store.read(segment.id, others).await.unwrap() == bytes[16 * 1024..]);
+}
