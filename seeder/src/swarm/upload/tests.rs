@@ -452,6 +452,22 @@ async fn a_file_that_shrinks_while_it_is_read_is_noticed() {
 }
 
 #[tokio::test]
+async fn equal_files_that_come_while_others_are_answered_are_placed_too() {
+    let swarm = swarm(2, |_| {}).await;
+    let again = |number: u32| {
+        let swarm = &swarm;
+        async move {
+            for round in 0..50u32 {
+                let own = (number * 1_000 + round).to_be_bytes();
+                let (equal, own) = tokio::join!(put(swarm, b"equal in all of them"), put(swarm, &own));
+                assert_eq!(equal.and(own).map(drop).err().map(|error| error.to_string()), None);
+            }
+        }
+    };
+    futures::future::join_all((0..8).map(again)).await;
+}
+
+#[tokio::test]
 async fn a_stop_ends_what_waits() {
     let swarm = swarm(1, |config| config.patience = Duration::from_secs(3_600)).await;
     swarm.seeders[0].set(Mood::DiskFails);

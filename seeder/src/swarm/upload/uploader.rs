@@ -398,11 +398,13 @@ async fn batches(inner: std::sync::Weak<Inner>, mut jobs: mpsc::UnboundedReceive
             let _permit = permit;
             let segments: Vec<Segment> = batch.iter().map(|job| job.segment).collect();
             tokio::select! {
+                // Answers for every segment. Whoever waits for one of them after that has come since, for
+                // equal bytes of another file, and is another batch's to answer.
                 () = inner.deliver(batch) => {}
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => {
+                    segments.into_iter().for_each(|segment| inner.finish(segment, Err(UploadError::Stopping)));
+                }
             }
-            // Whatever was not answered: only a stop leaves some.
-            segments.into_iter().for_each(|segment| inner.finish(segment, Err(UploadError::Stopping)));
         });
     }
 }
