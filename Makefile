@@ -35,7 +35,8 @@ lint: setup ## Formatting, clippy with all warnings as errors
 fmt: ## Format the code
 	cargo fmt --all
 
-test: setup-test build ## All tests, in a short form where there is a long one
+test: setup-test ## All tests, in a short form where there is a long one
+	cargo build --locked --workspace --lib --bins --tests
 	cargo test --locked --workspace --lib --bins --tests --no-fail-fast
 
 soak: setup-test release ## The full rounds and the shaped networks, with their figures (root)

@@ -33,7 +33,7 @@ fn publish(parent: u64, name: &str) -> v1::Operation {
 }
 
 async fn mutate(client: &mut Client, operations: Vec<v1::Operation>) -> Outcome<v1::MutateReply> {
-    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations };
+    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
     let reply = client.mutate(request).await?.into_inner();
     match reply.results.iter().find(|result| result.fault != 0) {
         Some(refused) => Err(format!("refused: {}", refused.message).into()),

@@ -60,7 +60,7 @@ fn inline(parent: u64, name: &[u8], manifest: &Manifest) -> Operation {
 
 async fn mutate(client: &mut Client, operations: Vec<Operation>) -> v1::MutateReply {
     let operations = operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect();
-    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations };
+    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
     client.mutate(request).await.unwrap().into_inner()
 }
 
@@ -317,13 +317,14 @@ async fn operations_that_cannot_be_read_are_refused_one_by_one() {
     let nothing = v1::MutateRequest {
         request_id: RequestId::random().to_wire(),
         operations: vec![v1::Operation { operation: None }],
+        durable: false,
     };
     let reply = client.mutate(nothing).await.unwrap().into_inner();
     assert_eq!(reply.results[0].fault(), Fault::Invalid);
     let some = |count| (0..count).map(|_| v1::Operation { operation: Some(directory(ROOT, b"x")) }).collect();
     let id = RequestId::random().to_wire();
     for (request_id, operations) in [(Bytes::new(), some(1)), (id.clone(), some(0)), (id, some(1025))] {
-        let refused = client.mutate(v1::MutateRequest { request_id, operations }).await.unwrap_err();
+        let refused = client.mutate(v1::MutateRequest { request_id, operations, durable: true }).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
     let pages = list(&mut client, read_dir(ROOT, b"", 0)).await.unwrap();

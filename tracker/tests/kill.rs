@@ -88,7 +88,7 @@ async fn write(address: SocketAddr, writer: u64, round: u64, gone: Arc<AtomicBoo
     for n in 0.. {
         let number = (round * WRITERS + writer) * 1_000_000 + n;
         let operations = vec![publish(&number.to_string(), &manifest(number))];
-        let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations };
+        let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
         match tokio::time::timeout(SOON, client.mutate(request.clone())).await.expect("every call ends") {
             Ok(reply) => {
                 assert_eq!(reply.into_inner().results[0].fault(), Fault::Unspecified);

@@ -51,6 +51,7 @@ async fn publish(channel: &Channel, name: &str, numbers: &[u32], acks: &[(PeerId
     let request = v1::MutateRequest {
         request_id: RequestId::random().to_wire(),
         operations: vec![v1::Operation { operation: Some(Op::PublishFile(file)) }],
+        durable: false,
     };
     let reply = CatalogClient::new(channel.clone()).mutate(request).await.unwrap().into_inner();
     reply.results[0].fault()

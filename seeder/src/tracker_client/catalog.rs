@@ -12,6 +12,7 @@ use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision, fa
 use tonic::Streaming;
 
 use super::{TrackerClient, TrackerError, catalog_client};
+use crate::store::AckLevel;
 
 /// Longest silence of a stream of pages.
 const PAGE_SILENCE: Duration = Duration::from_secs(10);
@@ -45,6 +46,9 @@ pub struct Refusal {
     /// Why, for people.
     pub message: String,
 }
+
+/// What became of one operation: the inode made or changed, if it is not gone.
+pub type Outcome = Result<Option<v1::Node>, Refusal>;
 
 impl TrackerClient {
     /// One name in one directory; none if there is no such name.
@@ -192,15 +196,23 @@ impl TrackerClient {
         Ok(v1::publish_file::Content::ManifestDigest(digest.to_wire()))
     }
 
-    /// Change the catalog; one outcome for each operation, in order. Safe against lost answers.
-    pub async fn mutate(
+    /// Change the catalog; one outcome for each operation, in order. Safe against lost answers, and against
+    /// kill -9 of the tracker once it answered.
+    pub async fn mutate(&self, operations: Vec<v1::operation::Operation>) -> Result<Vec<Outcome>, TrackerError> {
+        self.mutate_at(AckLevel::Close, operations).await
+    }
+
+    /// [`Self::mutate`], answered when the changes survive what `level` says.
+    pub async fn mutate_at(
         &self,
+        level: AckLevel,
         operations: Vec<v1::operation::Operation>,
-    ) -> Result<Vec<Result<Option<v1::Node>, Refusal>>, TrackerError> {
+    ) -> Result<Vec<Outcome>, TrackerError> {
         let count = operations.len();
         let request = v1::MutateRequest {
             request_id: RequestId::random().to_wire(),
             operations: operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect(),
+            durable: level == AckLevel::Fsync,
         };
         let reply = self
             .ask_bulk(request, |channel, request| async move { catalog_client(channel).mutate(request).await })

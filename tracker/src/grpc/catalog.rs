@@ -116,8 +116,15 @@ impl catalog_server::Catalog for CatalogService {
     }
 
     async fn mutate(&self, request: Request<v1::MutateRequest>) -> Reply<v1::MutateReply> {
-        let request = convert::request(request.into_inner())?;
-        let mutated = self.catalog.mutate(request).await.map_err(status_of)?;
+        let request = request.into_inner();
+        let durable = request.durable;
+        let mutated = self.catalog.mutate(convert::request(request)?).await.map_err(status_of)?;
+        if durable {
+            self.catalog.sync().await.map_err(|error| {
+                tracing::error!(%error, "sync the catalog");
+                Status::unavailable(format!("the change is made, but not on the disk: {error}"))
+            })?;
+        }
         Ok(Response::new(convert::reply(mutated)))
     }
 

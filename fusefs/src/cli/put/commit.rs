@@ -99,7 +99,7 @@ async fn commit(tracker: &TrackerClient, uploader: &Uploader, level: AckLevel, b
         let operation = Operation::PublishFile(publish);
         let size = operation.encoded_len();
         if bytes + size > MOST_BYTES && !publishes.is_empty() {
-            mutate(tracker, std::mem::take(&mut publishes), std::mem::take(&mut answers)).await;
+            mutate(tracker, level, std::mem::take(&mut publishes), std::mem::take(&mut answers)).await;
             bytes = 0;
         }
         bytes += size;
@@ -107,12 +107,17 @@ async fn commit(tracker: &TrackerClient, uploader: &Uploader, level: AckLevel, b
         answers.push(answer);
     }
     if !publishes.is_empty() {
-        mutate(tracker, publishes, answers).await;
+        mutate(tracker, level, publishes, answers).await;
     }
 }
 
-async fn mutate(tracker: &TrackerClient, operations: Vec<Operation>, answers: Vec<oneshot::Sender<Committed>>) {
-    let outcomes = match tracker.mutate(operations).await {
+async fn mutate(
+    tracker: &TrackerClient,
+    level: AckLevel,
+    operations: Vec<Operation>,
+    answers: Vec<oneshot::Sender<Committed>>,
+) {
+    let outcomes = match tracker.mutate_at(level, operations).await {
         Ok(outcomes) => outcomes,
         Err(error) => {
             return answers.into_iter().for_each(|answer| drop(answer.send(Committed::Failed(error.clone()))));
