@@ -12,6 +12,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::errno::Errno;
@@ -47,7 +49,7 @@ struct Operations {
 }
 
 impl Operations {
-    /// Do `work` in a task, for at most `limit`, and `reply`.
+    /// Do `work` and `reply`: here and now if it waits for nothing, else in a task, for at most `limit`.
     fn answer<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -56,8 +58,7 @@ impl Operations {
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) {
         let failures = self.fs.counters().failures.clone();
-        let task = async move {
-            let outcome = tokio::time::timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
+        let conclude = move |outcome: Result<T, Errno>| {
             if let Err(error) = &outcome
                 && !matches!(*error, Errno::NOENT | Errno::NODATA | Errno::STALE | Errno::NXIO)
             {
@@ -65,7 +66,17 @@ impl Operations {
             }
             reply(outcome.map_err(errno));
         };
-        self.tasks.spawn_on(task, &self.runtime);
+        // A task costs two changes of thread, which is more than most reads of what is in memory.
+        let within = self.runtime.enter();
+        let mut work = Box::pin(work);
+        let done = match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => return conclude(outcome),
+            Poll::Pending => {
+                async move { conclude(timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT))) }
+            }
+        };
+        drop(within);
+        self.tasks.spawn_on(done, &self.runtime);
     }
 
     fn metadata_limit(&self) -> Duration {
@@ -159,10 +170,8 @@ impl Filesystem for Operations {
         // A file may need two questions: one for the inode, one for a large manifest.
         let limit = self.metadata_limit() * 2;
         let task = async move {
-            let opened = tokio::time::timeout(
-                limit + GRACE,
-                fs.open(inode, |file| Ok(Arc::new(reply.open_backing(file)?) as Backing)),
-            );
+            let opened =
+                timeout(limit + GRACE, fs.open(inode, |file| Ok(Arc::new(reply.open_backing(file)?) as Backing)));
             match opened.await.unwrap_or(Err(Errno::TIMEDOUT)) {
                 Err(error) => {
                     if error != Errno::STALE {

@@ -5,6 +5,7 @@
 //! from peers) run the same code. The daemon around it sits behind the feature `service`.
 
 pub mod announcer;
+mod grpc;
 pub mod peer;
 pub mod serve;
 #[cfg(feature = "service")]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::harness::swarm::Mounted;
 use super::harness::{Swarm, write_random};
-use super::measure::{cpu_seconds, output, peak_mib, preload, seconds};
+use super::measure::{cpu_seconds, output, peak_mib, preload, seconds, settle};
 use super::memory_fs;
 use super::report::{Report, median, ratio, spread};
 use super::sshfs::Sshd;
@@ -48,27 +48,43 @@ fn cold_mount(swarm: &mut Swarm) -> Mounted {
 fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
     report.section(
         "Cold sequential read of 1 GiB, MiB/s",
-        &["command", "swarmfs", "ceiling (memory-only FUSE)", "sshfs", "raw copy", "÷ ceiling", "÷ sshfs"],
+        &[
+            "command",
+            "swarmfs",
+            "ceiling (memory-only FUSE)",
+            "sshfs",
+            "sshfs, 4 connections and 1 MiB readahead",
+            "raw copy",
+            "÷ ceiling",
+            "÷ sshfs",
+        ],
     );
     let mut costs: Vec<Costs> = Vec::new();
     for command in ["dd bs=1M of=/dev/null status=none if=", "cat > /dev/null "] {
-        let (mut ours, mut ceiling, mut ssh, mut raw) = (vec![], vec![], vec![], vec![]);
+        let (mut ours, mut ceiling, mut ssh, mut tuned, mut raw) = (vec![], vec![], vec![], vec![], vec![]);
         for round in 0..report.rounds {
             let mount = cold_mount(swarm);
+            settle();
             let before = Costs::now(swarm, &mount);
             ours.push(1024.0 / seconds(&format!("{command}{}", mount.path("large").display())));
             costs.push(Costs::now(swarm, &mount).since(&before));
             discard(mount);
             let folder = swarm.scratch(&format!("memory-{round}"));
             let session = memory_fs::mount(&folder, GIB);
+            settle();
             ceiling.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
             session.umount_and_join().unwrap();
             preload(&source.join("large"));
             let folder = swarm.scratch("ssh");
-            let mounted = sshd.mount(source, &folder);
-            ssh.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
-            drop(mounted);
+            let read = |rates: &mut Vec<f64>, mounted| {
+                settle();
+                rates.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
+                drop(mounted);
+            };
+            read(&mut ssh, sshd.mount(source, &folder));
+            read(&mut tuned, sshd.mount_tuned(source, &folder));
             let copy = swarm.scratch("copy");
+            settle();
             raw.push(1024.0 / seconds(&format!("cp {} {}", source.join("large").display(), copy.display())));
             std::fs::remove_file(copy).unwrap();
         }
@@ -77,6 +93,7 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
             spread(&ours, 0),
             spread(&ceiling, 0),
             spread(&ssh, 0),
+            spread(&tuned, 0),
             spread(&raw, 0),
             format!("{:.2}", ratio(&ours, &ceiling)),
             format!("{:.2}", ratio(&ours, &ssh)),

@@ -37,11 +37,22 @@ impl Sshd {
         Self { child, port, folder: folder.to_owned() }
     }
 
-    /// Mount `source` of this machine at `target`, with empty caches.
+    /// Mount `source` of this machine at `target`, with empty caches, as sshfs is when nobody tunes it.
     pub(crate) fn mount(&self, source: &Path, target: &Path) -> SshMount {
+        self.mount_with(source, target, "")
+    }
+
+    /// The same with four connections, and with the kernel reading ahead as far as at our own mounts.
+    pub(crate) fn mount_tuned(&self, source: &Path, target: &Path) -> SshMount {
+        let mounted = self.mount_with(source, target, ",max_conns=4");
+        super::mounts::read_ahead_1_mib(target);
+        mounted
+    }
+
+    fn mount_with(&self, source: &Path, target: &Path, options: &str) -> SshMount {
         std::fs::create_dir_all(target).unwrap();
         let line = format!(
-            "sshfs -p {} -o IdentityFile={}/user,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR,max_conns=4 root@127.0.0.1:{} {}",
+            "sshfs -p {} -o IdentityFile={}/user,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR{options} root@127.0.0.1:{} {}",
             self.port,
             self.folder.display(),
             source.display(),
@@ -50,7 +61,6 @@ impl Sshd {
         eventually("sshfs mounts", Duration::from_secs(10), || {
             Command::new("bash").args(["-c", &line]).stderr(Stdio::null()).status().unwrap().success()
         });
-        super::mounts::read_ahead_1_mib(target);
         SshMount { target: target.to_owned() }
     }
 }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
+use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -30,6 +31,7 @@ use super::fetch::Answer;
 use super::listener::Remote;
 use super::receive::MOST_FRAME_BYTES;
 use super::seats::Seats;
+use crate::grpc;
 use crate::store::ChunkStore;
 
 /// Bytes of a Fetch request: two ids, three numbers, and room for fields to come.
@@ -46,8 +48,6 @@ const MOST_STORES: (usize, usize) = (96, 64);
 const LIST_WAIT: Duration = Duration::from_secs(110);
 /// Longest wait for the request of a Fetch.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
-/// Bytes before each message of gRPC: a flag and a length.
-const PREFIX_BYTES: usize = 5;
 
 type Lists<S> = ChunksServer<Chunks<S>>;
 
@@ -145,11 +145,9 @@ async fn fetch<S: ChunkStore>(chunks: Arc<Chunks<S>>, request: Request<Body>) ->
     let _answering = Answering::begin(&chunks.counters.in_flight);
     let (parts, body) = request.into_parts();
     let answer = async {
-        let message = tokio::time::timeout(REQUEST_WAIT, read_message(body))
+        let request = tokio::time::timeout(REQUEST_WAIT, read_request(body))
             .await
             .map_err(|_| Status::deadline_exceeded("the request did not end"))??;
-        let request = v1::FetchRequest::decode(message)
-            .map_err(|error| Status::invalid_argument(format!("not a FetchRequest: {error}")))?;
         chunks.fetch_run(request, parts.extensions.get::<Remote>()).await
     };
     let answer = answer.await;
@@ -160,7 +158,7 @@ async fn fetch<S: ChunkStore>(chunks: Arc<Chunks<S>>, request: Request<Body>) ->
     Ok(match answer {
         Ok(answer) => {
             let mut response = Response::new(Body::new(Reply::new(answer)));
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
             response
         }
         Err(status) => status.into_http(),
@@ -183,30 +181,18 @@ impl Drop for Answering {
     }
 }
 
-/// The one message of a unary request.
-async fn read_message(mut body: Body) -> Result<Bytes, Status> {
-    let mut read = BytesMut::new();
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+/// The message of a Fetch.
+async fn read_request(mut body: Body) -> Result<v1::FetchRequest, Status> {
+    let mut message = grpc::Pieces::default();
+    while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
-            if read.len() + data.len() > MOST_FETCH_BYTES {
+            if message.len() + data.len() > MOST_FETCH_BYTES {
                 return Err(Status::resource_exhausted("the request is too long"));
             }
-            read.extend_from_slice(&data);
+            message.push(data);
         }
     }
-    let message = read.freeze();
-    let Some(prefix) = message.get(..PREFIX_BYTES) else {
-        return Err(Status::invalid_argument("no message came"));
-    };
-    if prefix[0] != 0 {
-        return Err(Status::unimplemented("the message is compressed"));
-    }
-    let length = u32::from_be_bytes(prefix[1..].try_into().expect("four bytes of five"));
-    let message = message.slice(PREFIX_BYTES..);
-    match message.len() == length as usize {
-        true => Ok(message),
-        false => Err(Status::invalid_argument("the message has another length than it says")),
-    }
+    message.decode()
 }
 
 /// A FetchReply in gRPC's format, in pieces that are not copied together.
@@ -220,13 +206,13 @@ impl Reply {
         let pieces = match answer {
             Answer::Lacks(held) => {
                 let reply = v1::FetchReply { held: Some(held), ..v1::FetchReply::default() };
-                [framed(&reply.encode_to_vec(), 0), Bytes::new()]
+                [grpc::framed(&reply.encode_to_vec(), 0), Bytes::new()]
             }
             Answer::Chunks { tree, data, pass } => {
                 let mut head = v1::FetchReply { tree, ..v1::FetchReply::default() }.encode_to_vec();
                 encode_key(DATA_FIELD, WireType::LengthDelimited, &mut head);
                 encode_varint(data.len() as u64, &mut head);
-                [framed(&head, data.len()), pass.attach(data)]
+                [grpc::framed(&head, data.len()), pass.attach(data)]
             }
         };
         Self { pieces: pieces.into_iter(), ended: false }
@@ -235,16 +221,6 @@ impl Reply {
 
 /// Number of the field `data` of FetchReply.
 const DATA_FIELD: u32 = 2;
-
-/// gRPC's prefix of a message, and its first bytes; `more` will follow.
-fn framed(head: &[u8], more: usize) -> Bytes {
-    let length = u32::try_from(head.len() + more).expect("a run, a tree and their framing are far below 4 GiB");
-    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + head.len());
-    framed.put_u8(0);
-    framed.put_u32(length);
-    framed.put_slice(head);
-    framed.freeze()
-}
 
 impl http_body::Body for Reply {
     type Data = Bytes;

@@ -1,33 +1,38 @@
-//! The way to one peer: its connection, and a count of what comes over it while it comes.
+//! The way to one peer: its connection, and the one call that carries nearly all bytes.
 //!
-//! tonic's channel is kept as it is and reconnects by itself; the count sits between it and the decoder,
-//! because the engine wants to know of bytes before a whole reply is here, and because a peer that sends
-//! without end must be stopped.
+//! tonic's channel is kept as it is and reconnects by itself. Fetch does not go through the generated
+//! client, which copies each reply into one buffer: here the bytes stay where the connection read them, and
+//! are counted while they come, because the engine wants to know of them before a whole reply is here, and
+//! because a peer that sends without end must be stopped.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use http_body::{Body, Frame, SizeHint};
-use swarm_proto::MAX_MESSAGE_BYTES;
+use http::header::{CONTENT_TYPE, HeaderValue, TE};
+use http::{Method, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
 use swarm_proto::v1::chunks_client::ChunksClient;
+use swarm_proto::{CHUNK_BYTES, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, v1};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use super::SwarmConfig;
+use crate::grpc;
+
+/// The one call that does not go through the generated client.
+const FETCH: &str = "/swarm.v1.Chunks/Fetch";
 
 /// HTTP/2 flow control: one reply never waits for it, and all that are outstanding at a peer fit.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 
-/// Largest HTTP/2 frame that we take. A run travels in a few of them.
-const MAX_FRAME: u32 = 256 << 10;
+/// Largest HTTP/2 frame that we take: a run travels in one, so it lies in one piece.
+const MAX_FRAME: u32 = MAX_RUN_CHUNKS * CHUNK_BYTES;
 
 /// What a reply may have beyond the bytes asked for: its framing, the tree of the longest segment, and a
 /// chunk, by which a segment may be longer than a lying manifest says.
@@ -57,10 +62,43 @@ impl Link {
         Ok(Self { channel })
     }
 
-    /// A client whose replies are counted into `progress` and end at `most_bytes`.
-    pub(super) fn counted(&self, progress: Arc<Progress>, most_bytes: u64) -> ChunksClient<Counted> {
-        let counted = Counted { channel: self.channel.clone(), progress, most_bytes: most_bytes + SLACK };
-        ChunksClient::new(counted).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    /// Fetch; what comes is counted into `progress`, and a reply of much more than `most_bytes` is cut off.
+    pub(super) async fn fetch(
+        &self,
+        request: &v1::FetchRequest,
+        progress: &Progress,
+        most_bytes: u64,
+    ) -> Result<v1::FetchReply, Status> {
+        let mut channel = self.channel.clone();
+        poll_fn(|context| channel.poll_ready(context)).await.map_err(broken)?;
+        let mut call = http::Request::new(Body::new(Full::new(grpc::framed(&request.encode_to_vec(), 0))));
+        *call.method_mut() = Method::POST;
+        *call.uri_mut() = Uri::from_static(FETCH);
+        call.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
+        call.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        let (head, mut body) = channel.call(call).await.map_err(broken)?.into_parts();
+        progress.head_came();
+        let mut status = Status::from_header_map(&head.headers);
+        let mut message = grpc::Pieces::default();
+        let mut left = most_bytes + SLACK;
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => {
+                    progress.came(data.len() as u64);
+                    left = left
+                        .checked_sub(data.len() as u64)
+                        .ok_or_else(|| Status::out_of_range("the reply is longer than what was asked"))?;
+                    message.push(data);
+                }
+                Err(frame) => status = status.or_else(|| Status::from_header_map(frame.trailers_ref()?)),
+            }
+        }
+        match status {
+            Some(status) if status.code() == Code::Ok => message.decode(),
+            Some(status) => Err(status),
+            None if head.status == StatusCode::OK => Err(Status::unavailable("the reply broke off")),
+            None => Err(Status::unavailable(format!("the reply is HTTP {}, not gRPC", head.status))),
+        }
     }
 
     /// A client for small questions.
@@ -94,71 +132,17 @@ impl Progress {
         self.head_us.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
     }
 
+    fn came(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn head_came(&self) {
         let passed = u64::try_from(self.sent.elapsed().as_micros()).unwrap_or(u64::MAX - 1);
         self.head_us.store(passed.saturating_add(1), Ordering::Relaxed);
     }
 }
 
-/// A channel whose replies are counted.
-#[derive(Clone)]
-pub(super) struct Counted {
-    channel: Channel,
-    progress: Arc<Progress>,
-    most_bytes: u64,
-}
-
-impl Service<http::Request<tonic::body::Body>> for Counted {
-    type Response = http::Response<CountedBody>;
-    type Error = tonic::transport::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let (progress, left) = (Arc::clone(&self.progress), self.most_bytes);
-        let reply = self.channel.call(request);
-        Box::pin(async move {
-            let reply = reply.await?;
-            progress.head_came();
-            Ok(reply.map(|body| CountedBody { body, progress, left }))
-        })
-    }
-}
-
-/// A reply that counts its bytes and ends in an error when there are too many.
-pub(super) struct CountedBody {
-    body: tonic::body::Body,
-    progress: Arc<Progress>,
-    left: u64,
-}
-
-impl Body for CountedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            let bytes = data.len() as u64;
-            self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
-            match self.left.checked_sub(bytes) {
-                Some(left) => self.left = left,
-                None => return Poll::Ready(Some(Err(Status::out_of_range("the reply is longer than what was asked")))),
-            }
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// The connection failed, not the peer.
+fn broken(error: tonic::transport::Error) -> Status {
+    Status::from_error(error.into())
 }
