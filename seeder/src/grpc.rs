@@ -3,11 +3,20 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
+use prost::{DecodeError, Message};
 use tonic::Status;
 
 /// Bytes before each message: the flag, and the length from its highest byte.
 const PREFIX_BYTES: usize = 5;
+
+/// Number of a field: `data` of FetchReply, `reply` of FetchOutcome, `outcomes` of FetchManyReply.
+pub(crate) const DATA: u32 = 2;
+pub(crate) const REPLY: u32 = 1;
+pub(crate) const OUTCOMES: u32 = 1;
+
+/// Longest key and length of an element.
+const ELEMENT_HEAD_BYTES: usize = 11;
 
 /// What both sides name their bodies.
 pub(crate) const CONTENT_TYPE: &str = "application/grpc";
@@ -20,6 +29,12 @@ pub(crate) fn framed(head: &[u8], more: usize) -> Bytes {
     framed.put_u32(length);
     framed.put_slice(head);
     framed.freeze()
+}
+
+/// Begin a field of bytes or of a message, of which `length` bytes follow.
+pub(crate) fn begin_field(number: u32, length: usize, head: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, head);
+    encode_varint(length as u64, head);
 }
 
 /// The body of a unary call as it came, piece by piece.
@@ -52,14 +67,87 @@ impl Pieces {
         if self.length < PREFIX_BYTES {
             return Err(Status::invalid_argument("no message came"));
         }
+        if self.take_prefix()? != self.length {
+            return Err(Status::invalid_argument("the message has another length than it says"));
+        }
+        M::decode(self).map_err(|error| unexpected(&error))
+    }
+
+    /// Take the prefix, which came; how long the message is.
+    fn take_prefix(&mut self) -> Result<usize, Status> {
         if self.get_u8() != 0 {
             return Err(Status::unimplemented("the message is compressed"));
         }
-        if self.get_u32() as usize != self.length {
-            return Err(Status::invalid_argument("the message has another length than it says"));
-        }
-        M::decode(self).map_err(|error| Status::invalid_argument(format!("not the message that was expected: {error}")))
+        Ok(self.get_u32() as usize)
     }
+
+    /// The first `most` bytes, or as many as came.
+    fn peek(&self, most: usize) -> Vec<u8> {
+        self.pieces.iter().flat_map(|piece| piece.iter().copied()).take(most).collect()
+    }
+}
+
+/// A message that consists of [`OUTCOMES`] alone, whose elements are taken while it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Elements {
+    pieces: Pieces,
+    /// Bytes of the message that are still to be taken, once its prefix was.
+    left: Option<usize>,
+}
+
+impl Elements {
+    /// More of it came.
+    pub(crate) fn push(&mut self, piece: Bytes) {
+        self.pieces.push(piece);
+    }
+
+    /// The next element; none until all of it came, and after the last.
+    ///
+    /// Errors: a status that says what is wrong with the message.
+    pub(crate) fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        let left = match self.left {
+            Some(left) => left,
+            None if self.pieces.length < PREFIX_BYTES => return Ok(None),
+            None => self.pieces.take_prefix()?,
+        };
+        self.left = Some(left);
+        let head = self.pieces.peek(ELEMENT_HEAD_BYTES.min(left));
+        let mut rest = &head[..];
+        let Some(length) = element_length(&mut rest)? else { return Ok(None) };
+        let head_length = head.len() - rest.len();
+        if length > left - head_length {
+            return Err(Status::invalid_argument("an element goes past the end of its message"));
+        }
+        if self.pieces.length < head_length + length {
+            return Ok(None);
+        }
+        self.pieces.advance(head_length);
+        self.left = Some(left - head_length - length);
+        let mut element = Pieces::default();
+        element.push(self.pieces.copy_to_bytes(length));
+        M::decode(element).map(Some).map_err(|error| unexpected(&error))
+    }
+}
+
+/// Length of the element whose key and length are the first bytes of `head`; none if they are cut off.
+fn element_length(head: &mut &[u8]) -> Result<Option<usize>, Status> {
+    let ended = |head: &[u8]| head.iter().all(|byte| byte & 0x80 != 0) && head.len() < ELEMENT_HEAD_BYTES - 1;
+    if ended(head) {
+        return Ok(None);
+    }
+    let key = decode_key(head).map_err(|error| unexpected(&error))?;
+    if key != (OUTCOMES, WireType::LengthDelimited) {
+        return Err(Status::invalid_argument("a field that does not belong there"));
+    }
+    if ended(head) {
+        return Ok(None);
+    }
+    let length = decode_varint(head).map_err(|error| unexpected(&error))?;
+    usize::try_from(length).map(Some).map_err(|_| Status::invalid_argument("an element without end"))
+}
+
+fn unexpected(error: &DecodeError) -> Status {
+    Status::invalid_argument(format!("not the message that was expected: {error}"))
 }
 
 impl Buf for Pieces {
@@ -130,6 +218,35 @@ mod tests {
             let reply = v1::FetchReply { tree: tree.into(), data: data.into(), held: None };
             let pieces = cut(framed(&reply.encode_to_vec(), 0), &cuts);
             prop_assert_eq!(pieces.decode::<v1::FetchReply>().unwrap(), reply);
+        }
+
+        #[test]
+        fn elements_are_the_same_however_they_were_cut(
+            all in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 1..8),
+            cuts in prop::collection::vec(0usize..300, 0..12),
+        ) {
+            let reply = |data: &Vec<u8>| v1::FetchReply { data: data.clone().into(), ..Default::default() };
+            let outcome = |data| v1::FetchOutcome { reply: Some(reply(data)), ..Default::default() };
+            let sent = v1::FetchManyReply { outcomes: all.iter().map(outcome).collect() };
+            let mut message = framed(&sent.encode_to_vec(), 0);
+            let (mut elements, mut got) = (Elements::default(), Vec::new());
+            for cut in cuts.into_iter().chain([usize::MAX]) {
+                elements.push(message.split_to(cut.min(message.len())));
+                while let Some(outcome) = elements.next::<v1::FetchOutcome>().unwrap() {
+                    got.push(outcome);
+                }
+            }
+            prop_assert_eq!(got, sent.outcomes);
+        }
+
+        #[test]
+        fn no_elements_at_all_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), cuts in prop::collection::vec(0usize..50, 0..6)) {
+            let mut message = Bytes::from(bytes);
+            let mut elements = Elements::default();
+            for cut in cuts {
+                elements.push(message.split_to(cut.min(message.len())));
+                while let Ok(Some(_)) = elements.next::<v1::FetchOutcome>() {}
+            }
         }
 
         #[test]

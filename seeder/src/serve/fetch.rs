@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use swarm_proto::{ChunkSet, Presence, SegmentId, convert, v1};
+use futures::future::join_all;
+use swarm_proto::{ChunkSet, MAX_RUN_CHUNKS, Presence, SegmentId, convert, v1};
 use tonic::Status;
 
 use super::Chunks;
@@ -19,6 +20,9 @@ const READ_WAIT: Duration = Duration::from_secs(10);
 /// Most segments that one Have, Touch or Locate may name.
 pub(crate) const MOST_IDS: usize = 4_096;
 
+/// Most fetches of one FetchMany.
+pub(crate) const MOST_FETCHES: usize = 64;
+
 /// What a fetch is answered with, and the room it takes.
 pub(crate) enum Answer {
     /// All chunks that were asked for.
@@ -27,7 +31,40 @@ pub(crate) enum Answer {
     Lacks(v1::Presence),
 }
 
+impl From<Answer> for v1::FetchReply {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Chunks { tree, data, pass } => Self { tree, data: pass.attach(data), held: None },
+            Answer::Lacks(held) => Self { held: Some(held), ..Self::default() },
+        }
+    }
+}
+
+/// One answer of several.
+pub(crate) fn outcome(answer: Result<Answer, Status>) -> v1::FetchOutcome {
+    match answer {
+        Ok(answer) => v1::FetchOutcome { reply: Some(answer.into()), ..v1::FetchOutcome::default() },
+        Err(status) => v1::FetchOutcome {
+            reply: None,
+            code: u32::try_from(i32::from(status.code())).unwrap_or_default(),
+            message: status.message().to_owned(),
+        },
+    }
+}
+
 impl<S: ChunkStore> Chunks<S> {
+    /// Several small fetches; they are read at the same time.
+    pub(crate) async fn fetch_each(
+        &self,
+        request: v1::FetchManyRequest,
+        from: Option<&Remote>,
+    ) -> Result<Vec<Result<Answer, Status>>, Status> {
+        convert::within("fetches", request.fetches.len() as u64, 1, MOST_FETCHES as u64)?;
+        let chunks: u64 = request.fetches.iter().map(|fetch| u64::from(fetch.chunk_count)).sum();
+        convert::within("chunks of all fetches", chunks, 1, u64::from(MAX_RUN_CHUNKS))?;
+        Ok(join_all(request.fetches.into_iter().map(|fetch| self.fetch_run(fetch, from))).await)
+    }
+
     pub(crate) async fn fetch_run(&self, request: v1::FetchRequest, from: Option<&Remote>) -> Result<Answer, Status> {
         let id = convert::segment_id("segment_id", &request.segment_id)?;
         let chunks = convert::fetch_range(&request)?;

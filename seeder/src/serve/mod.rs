@@ -30,7 +30,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::store::{ChunkStore, ReplicaSink};
-use fetch::{Answer, MOST_IDS};
+use fetch::{MOST_IDS, outcome};
 use forward::Forward;
 use gate::Gate;
 use listener::Remote;
@@ -159,10 +159,13 @@ impl<S: ChunkStore> Chunks<S> {
 impl<S: ChunkStore> ChunksCalls for Chunks<S> {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchReply>, Status> {
         let from = request.extensions().get::<Remote>().cloned();
-        Ok(Response::new(match self.fetch_run(request.into_inner(), from.as_ref()).await? {
-            Answer::Chunks { tree, data, pass } => v1::FetchReply { tree, data: pass.attach(data), held: None },
-            Answer::Lacks(held) => v1::FetchReply { held: Some(held), ..v1::FetchReply::default() },
-        }))
+        self.fetch_run(request.into_inner(), from.as_ref()).await.map(|answer| Response::new(answer.into()))
+    }
+
+    async fn fetch_many(&self, request: Request<v1::FetchManyRequest>) -> Result<Response<v1::FetchManyReply>, Status> {
+        let from = request.extensions().get::<Remote>().cloned();
+        let answers = self.fetch_each(request.into_inner(), from.as_ref()).await?;
+        Ok(Response::new(v1::FetchManyReply { outcomes: answers.into_iter().map(outcome).collect() }))
     }
 
     async fn have(&self, request: Request<v1::HaveRequest>) -> Result<Response<v1::HaveReply>, Status> {

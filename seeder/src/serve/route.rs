@@ -1,6 +1,6 @@
-//! How calls reach [`Chunks`]: Fetch by a body of our own, the others by the generated server.
+//! How calls reach [`Chunks`]: Fetch and FetchMany by a body of our own, the others by the generated server.
 //!
-//! Fetch carries nearly all bytes. The generated server copies each answer into one buffer; here the
+//! Those two carry nearly all bytes. The generated server copies each answer into one buffer; here the
 //! bytes that the store read travel as they are, and what they take of the peer's budget is given back
 //! when the last of them was written out. Also here: bounds on what callers can make us hold before we
 //! know what they want.
@@ -19,7 +19,6 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
 use swarm_proto::v1;
 use swarm_proto::v1::chunks_server::{ChunksServer, SERVICE_NAME};
 use tonic::Status;
@@ -27,15 +26,17 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 
 use super::Chunks;
-use super::fetch::Answer;
+use super::counters::Counters;
+use super::fetch::{Answer, outcome};
 use super::listener::Remote;
 use super::receive::MOST_FRAME_BYTES;
 use super::seats::Seats;
 use crate::grpc;
 use crate::store::ChunkStore;
 
-/// Bytes of a Fetch request: two ids, three numbers, and room for fields to come.
+/// Bytes of a Fetch request: two ids, three numbers, and room for fields to come; and of 64 of them.
 const MOST_FETCH_BYTES: usize = 4 * 1024;
+const MOST_FETCH_MANY_BYTES: usize = 16 * 1024;
 /// Bytes of the other requests: 4,096 ids of 32 bytes, and room.
 const MOST_LIST_BYTES: usize = 256 * 1024;
 /// Calls that are neither Fetch nor Store at once: 64 MiB of requests; and of one address.
@@ -101,7 +102,8 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         match method {
-            "Fetch" => Box::pin(fetch(Arc::clone(&self.chunks), request)),
+            "Fetch" => Box::pin(answered(Arc::clone(&self.chunks), request, fetch)),
+            "FetchMany" => Box::pin(answered(Arc::clone(&self.chunks), request, fetch_many)),
             "Store" => {
                 let call = bounded(&self.stores_seats, &mut self.stores, request);
                 Box::pin(async move { Ok(call.await.unwrap_or_else(Status::into_http)) })
@@ -141,28 +143,85 @@ fn bounded<S: ChunkStore>(
     }
 }
 
-async fn fetch<S: ChunkStore>(chunks: Arc<Chunks<S>>, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+/// Answer a call by `answer`, in pieces that are not copied together.
+async fn answered<S: ChunkStore, F>(
+    chunks: Arc<Chunks<S>>,
+    request: Request<Body>,
+    answer: impl FnOnce(Arc<Chunks<S>>, Body, Option<Remote>) -> F,
+) -> Result<Response<Body>, Infallible>
+where
+    F: Future<Output = Result<Vec<Bytes>, Status>>,
+{
     let _answering = Answering::begin(&chunks.counters.in_flight);
     let (parts, body) = request.into_parts();
-    let answer = async {
-        let request = tokio::time::timeout(REQUEST_WAIT, read_request(body))
-            .await
-            .map_err(|_| Status::deadline_exceeded("the request did not end"))??;
-        chunks.fetch_run(request, parts.extensions.get::<Remote>()).await
-    };
-    let answer = answer.await;
-    match &answer {
-        Ok(Answer::Lacks(_)) => chunks.counters.outcome("fetch", "missing"),
-        other => chunks.counters.answered("fetch", other),
-    }
-    Ok(match answer {
-        Ok(answer) => {
-            let mut response = Response::new(Body::new(Reply::new(answer)));
+    Ok(match answer(chunks, body, parts.extensions.get::<Remote>().cloned()).await {
+        Ok(pieces) => {
+            let mut response = Response::new(Body::new(Reply { pieces: pieces.into_iter(), ended: false }));
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
             response
         }
         Err(status) => status.into_http(),
     })
+}
+
+async fn fetch<S: ChunkStore>(chunks: Arc<Chunks<S>>, body: Body, from: Option<Remote>) -> Result<Vec<Bytes>, Status> {
+    let answer = async { chunks.fetch_run(read_request(body, MOST_FETCH_BYTES).await?, from.as_ref()).await }.await;
+    count(&chunks.counters, &answer);
+    let (head, data) = encoded(answer?);
+    Ok(vec![grpc::framed(&head, data.len()), data])
+}
+
+async fn fetch_many<S: ChunkStore>(
+    chunks: Arc<Chunks<S>>,
+    body: Body,
+    from: Option<Remote>,
+) -> Result<Vec<Bytes>, Status> {
+    let request = read_request(body, MOST_FETCH_MANY_BYTES).await?;
+    let answers = chunks.fetch_each(request, from.as_ref()).await?;
+    answers.iter().for_each(|answer| count(&chunks.counters, answer));
+    let mut pieces: Vec<(Vec<u8>, Bytes)> = answers.into_iter().map(element).collect();
+    let length: usize = pieces.iter().map(|(head, data)| head.len() + data.len()).sum();
+    let (first, data) = pieces.remove(0);
+    let framed = grpc::framed(&first, length - first.len());
+    let rest = pieces.into_iter().flat_map(|(head, data)| [head.into(), data]);
+    Ok([framed, data].into_iter().chain(rest).collect())
+}
+
+fn count(counters: &Counters, answer: &Result<Answer, Status>) {
+    match answer {
+        Ok(Answer::Lacks(_)) => counters.outcome("fetch", "missing"),
+        other => counters.answered("fetch", other),
+    }
+}
+
+/// A FetchReply: its first bytes, and the data that ends it.
+fn encoded(answer: Answer) -> (Vec<u8>, Bytes) {
+    match answer {
+        Answer::Lacks(_) => (v1::FetchReply::from(answer).encode_to_vec(), Bytes::new()),
+        Answer::Chunks { tree, data, pass } => {
+            let mut head = v1::FetchReply { tree, ..v1::FetchReply::default() }.encode_to_vec();
+            grpc::begin_field(grpc::DATA, data.len(), &mut head);
+            (head, pass.attach(data))
+        }
+    }
+}
+
+/// One of the outcomes of a FetchManyReply, likewise.
+fn element(answer: Result<Answer, Status>) -> (Vec<u8>, Bytes) {
+    let (outcome, data) = match answer {
+        Ok(answer) => {
+            let (reply, data) = encoded(answer);
+            let mut head = Vec::with_capacity(reply.len() + 16);
+            grpc::begin_field(grpc::REPLY, reply.len() + data.len(), &mut head);
+            head.extend_from_slice(&reply);
+            (head, data)
+        }
+        Err(_) => (outcome(answer).encode_to_vec(), Bytes::new()),
+    };
+    let mut head = Vec::with_capacity(outcome.len() + 8);
+    grpc::begin_field(grpc::OUTCOMES, outcome.len() + data.len(), &mut head);
+    head.extend_from_slice(&outcome);
+    (head, data)
 }
 
 /// Acts on drop: one fetch fewer is being answered, also if its caller hung up.
@@ -181,46 +240,29 @@ impl Drop for Answering {
     }
 }
 
-/// The message of a Fetch.
-async fn read_request(mut body: Body) -> Result<v1::FetchRequest, Status> {
-    let mut message = grpc::Pieces::default();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            if message.len() + data.len() > MOST_FETCH_BYTES {
-                return Err(Status::resource_exhausted("the request is too long"));
+/// The one message of a request.
+async fn read_request<M: Message + Default>(mut body: Body, most_bytes: usize) -> Result<M, Status> {
+    let read = async {
+        let mut message = grpc::Pieces::default();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                if message.len() + data.len() > most_bytes {
+                    return Err(Status::resource_exhausted("the request is too long"));
+                }
+                message.push(data);
             }
-            message.push(data);
         }
-    }
-    message.decode()
+        message.decode()
+    };
+    let read = tokio::time::timeout(REQUEST_WAIT, read).await;
+    read.unwrap_or_else(|_| Err(Status::deadline_exceeded("the request did not end")))
 }
 
-/// A FetchReply in gRPC's format, in pieces that are not copied together.
+/// A reply in gRPC's format, in pieces that are not copied together.
 struct Reply {
-    pieces: std::array::IntoIter<Bytes, 2>,
+    pieces: std::vec::IntoIter<Bytes>,
     ended: bool,
 }
-
-impl Reply {
-    fn new(answer: Answer) -> Self {
-        let pieces = match answer {
-            Answer::Lacks(held) => {
-                let reply = v1::FetchReply { held: Some(held), ..v1::FetchReply::default() };
-                [grpc::framed(&reply.encode_to_vec(), 0), Bytes::new()]
-            }
-            Answer::Chunks { tree, data, pass } => {
-                let mut head = v1::FetchReply { tree, ..v1::FetchReply::default() }.encode_to_vec();
-                encode_key(DATA_FIELD, WireType::LengthDelimited, &mut head);
-                encode_varint(data.len() as u64, &mut head);
-                [grpc::framed(&head, data.len()), pass.attach(data)]
-            }
-        };
-        Self { pieces: pieces.into_iter(), ended: false }
-    }
-}
-
-/// Number of the field `data` of FetchReply.
-const DATA_FIELD: u32 = 2;
 
 impl http_body::Body for Reply {
     type Data = Bytes;

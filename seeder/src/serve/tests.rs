@@ -170,6 +170,42 @@ async fn what_is_missing_is_answered_with_what_is_here() {
 }
 
 #[tokio::test]
+async fn several_small_fetches_are_answered_in_order_each_for_itself() {
+    let server = start().await;
+    let mut client = server.client().await;
+    let data: Vec<Vec<u8>> = (0..40).map(|index| bytes(100 + 700 * usize::from(index), index)).collect();
+    let segments: Vec<Segment> = data.iter().map(|data| server.put(data)).collect();
+    let mut fetches: Vec<_> = segments.iter().map(|segment| want(*segment, segment.all(), true)).collect();
+    let unknown = Segment { id: SegmentId::new([9; 32]), length: 5 };
+    fetches.insert(7, want(unknown, ChunkRange::new(0, 1), true));
+    fetches.insert(8, want(segments[0], ChunkRange::new(5, 6), true));
+    let reply = client.fetch_many(v1::FetchManyRequest { fetches }).await.unwrap().into_inner();
+    let mut outcomes = reply.outcomes;
+    assert_eq!(Code::from(i32::try_from(outcomes.remove(8).code).unwrap()), Code::InvalidArgument);
+    assert_eq!(outcomes.remove(7).reply.unwrap().held, Some(v1::Presence::default()));
+    assert_eq!(outcomes.len(), data.len());
+    for ((segment, data), outcome) in segments.iter().zip(&data).zip(outcomes) {
+        let reply = outcome.reply.unwrap();
+        assert!(reply.data == *data);
+        ChunkTree::verify(*segment, reply.tree).unwrap().check(segment.all(), &reply.data).unwrap();
+    }
+    assert_eq!(server.counters.served_bytes.get(), data.iter().map(|data| data.len() as u64).sum::<u64>());
+}
+
+#[tokio::test]
+async fn too_many_fetches_at_once_are_refused() {
+    let server = start().await;
+    let mut client = server.client().await;
+    let segment = server.put(&bytes(1 << 20, 1));
+    let one = || want(segment, ChunkRange::new(0, 1), false);
+    let half = || want(segment, ChunkRange::new(0, 33), false);
+    for fetches in [vec![], (0..65).map(|_| one()).collect(), vec![half(), half()]] {
+        let refused = client.fetch_many(v1::FetchManyRequest { fetches }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_pipeline_of_three_holds_every_segment_three_times() {
     let servers = [start().await, start().await, start().await];
     let data = [bytes(1, 1), bytes(700_000, 2), bytes(16_384, 3), bytes(2_000_001, 4)];

@@ -1,20 +1,29 @@
-//! The way to one peer: its connection, and the one call that carries nearly all bytes.
+//! The way to one peer: its connection, and the calls that carry nearly all bytes.
 //!
-//! tonic's channel is kept as it is and reconnects by itself. Fetch does not go through the generated
-//! client, which copies each reply into one buffer: here the bytes stay where the connection read them, and
-//! are counted while they come, because the engine wants to know of them before a whole reply is here, and
-//! because a peer that sends without end must be stopped.
+//! tonic's channel is kept as it is and reconnects by itself. Fetch and FetchMany do not go through the
+//! generated client, which copies each reply into one buffer: here the bytes stay where the connection read
+//! them, and are counted while they come, because the engine wants to know of them before a whole reply is
+//! here, and because a peer that sends without end must be stopped.
+//!
+//! Small fetches that are asked for at the same moment travel as one FetchMany: a round trip costs more than
+//! the bytes of a small file.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::{BoxFuture, join_all};
 use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
+use parking_lot::Mutex;
 use prost::Message;
 use swarm_proto::v1::chunks_client::ChunksClient;
 use swarm_proto::{CHUNK_BYTES, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, v1};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::Service;
@@ -24,8 +33,14 @@ use tonic::{Code, Status};
 use super::SwarmConfig;
 use crate::grpc;
 
-/// The one call that does not go through the generated client.
+/// The calls that do not go through the generated client.
 const FETCH: &str = "/swarm.v1.Chunks/Fetch";
+const FETCH_MANY: &str = "/swarm.v1.Chunks/FetchMany";
+
+/// Most chunks of a fetch that may travel with others, and of those together; and most fetches.
+const SMALL_CHUNKS: u32 = 4;
+const MANY_CHUNKS: u32 = MAX_RUN_CHUNKS;
+const MANY_FETCHES: usize = 64;
 
 /// HTTP/2 flow control: one reply never waits for it, and all that are outstanding at a peer fit.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -33,6 +48,9 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// Largest HTTP/2 frame that we take: a run travels in one, so it lies in one piece.
 const MAX_FRAME: u32 = MAX_RUN_CHUNKS * CHUNK_BYTES;
+
+/// What one answer of several may have beyond its bytes and its tree.
+const FRAMING: u64 = 1024;
 
 /// What a reply may have beyond the bytes asked for: its framing, the tree of the longest segment, and a
 /// chunk, by which a segment may be longer than a lying manifest says.
@@ -42,6 +60,15 @@ const SLACK: u64 = 160 * 1024;
 #[derive(Clone)]
 pub(super) struct Link {
     channel: Channel,
+    small: Arc<Mutex<Vec<Small>>>,
+}
+
+/// A small fetch that waits for company.
+struct Small {
+    request: v1::FetchRequest,
+    progress: Arc<Progress>,
+    most_bytes: u64,
+    answer: oneshot::Sender<Result<v1::FetchReply, Status>>,
 }
 
 impl Link {
@@ -59,51 +86,155 @@ impl Link {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .connect_lazy();
-        Ok(Self { channel })
+        Ok(Self { channel, small: Arc::default() })
     }
 
     /// Fetch; what comes is counted into `progress`, and a reply of much more than `most_bytes` is cut off.
+    ///
+    /// Shape: `spawn` runs what must go on although the caller goes away.
     pub(super) async fn fetch(
+        &self,
+        request: v1::FetchRequest,
+        progress: &Arc<Progress>,
+        most_bytes: u64,
+        spawn: impl FnOnce(BoxFuture<'static, ()>),
+    ) -> Result<v1::FetchReply, Status> {
+        if request.chunk_count > SMALL_CHUNKS {
+            return self.fetch_one(&request, progress, most_bytes).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let small = Small { request, progress: Arc::clone(progress), most_bytes, answer };
+        let first = {
+            let mut waiting = self.small.lock();
+            waiting.push(small);
+            waiting.len() == 1
+        };
+        if first {
+            let link = self.clone();
+            spawn(Box::pin(async move { link.send_small().await }));
+        }
+        answered.await.unwrap_or_else(|_| Err(Status::unavailable("not asked: stopping")))
+    }
+
+    /// Send the small fetches that wait, and those that are about to.
+    async fn send_small(self) {
+        tokio::task::yield_now().await;
+        let waiting = std::mem::take(&mut *self.small.lock());
+        let mut batches: Vec<Vec<Small>> = Vec::new();
+        let mut room = 0;
+        for small in waiting {
+            let chunks = small.request.chunk_count;
+            match batches.last_mut() {
+                Some(batch) if chunks <= room && batch.len() < MANY_FETCHES => batch.push(small),
+                _ => {
+                    batches.push(vec![small]);
+                    room = MANY_CHUNKS;
+                }
+            }
+            room -= chunks;
+        }
+        join_all(batches.into_iter().map(|batch| self.send_batch(batch))).await;
+    }
+
+    async fn send_batch(&self, mut batch: Vec<Small>) {
+        if let [_] = batch[..]
+            && let Some(Small { request, progress, most_bytes, answer }) = batch.pop()
+        {
+            return drop(answer.send(self.fetch_one(&request, &progress, most_bytes).await));
+        }
+        let mut batch = VecDeque::from(batch);
+        let Err(status) = self.fetch_many(&mut batch).await else { return };
+        // Who went away does not hear it.
+        batch.into_iter().for_each(|small| drop(small.answer.send(Err(status.clone()))));
+    }
+
+    /// Answer the fetches of `batch`, each as soon as its part of the reply came.
+    async fn fetch_many(&self, batch: &mut VecDeque<Small>) -> Result<(), Status> {
+        let fetches = batch.iter().map(|small| small.request.clone()).collect();
+        let most_bytes = batch.iter().map(|small| small.most_bytes + FRAMING).sum();
+        let request = v1::FetchManyRequest { fetches }.encode_to_vec();
+        let mut reply = self.call(FETCH_MANY, &request, most_bytes).await?;
+        batch.iter().for_each(|small| small.progress.head_came());
+        let mut elements = grpc::Elements::default();
+        while let Some(piece) = reply.next().await? {
+            elements.push(piece);
+            while let Some(outcome) = elements.next::<v1::FetchOutcome>().map_err(|status| unreadable(&status))? {
+                let small = batch.pop_front().ok_or_else(|| Status::out_of_range("more answers than questions"))?;
+                small.progress.came(outcome.encoded_len() as u64);
+                let failed = || Status::new(Code::from(i32::try_from(outcome.code).unwrap_or(2)), outcome.message);
+                drop(small.answer.send(outcome.reply.ok_or_else(failed)));
+            }
+        }
+        match batch.is_empty() {
+            true => Ok(()),
+            false => Err(Status::unavailable("fewer answers than questions")),
+        }
+    }
+
+    async fn fetch_one(
         &self,
         request: &v1::FetchRequest,
         progress: &Progress,
         most_bytes: u64,
     ) -> Result<v1::FetchReply, Status> {
+        let mut reply = self.call(FETCH, &request.encode_to_vec(), most_bytes).await?;
+        progress.head_came();
+        let mut message = grpc::Pieces::default();
+        while let Some(piece) = reply.next().await? {
+            progress.came(piece.len() as u64);
+            message.push(piece);
+        }
+        message.decode().map_err(|status| unreadable(&status))
+    }
+
+    async fn call(&self, path: &'static str, request: &[u8], most_bytes: u64) -> Result<Coming, Status> {
         let mut channel = self.channel.clone();
         poll_fn(|context| channel.poll_ready(context)).await.map_err(broken)?;
-        let mut call = http::Request::new(Body::new(Full::new(grpc::framed(&request.encode_to_vec(), 0))));
+        let mut call = http::Request::new(Body::new(Full::new(grpc::framed(request, 0))));
         *call.method_mut() = Method::POST;
-        *call.uri_mut() = Uri::from_static(FETCH);
+        *call.uri_mut() = Uri::from_static(path);
         call.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
         call.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-        let (head, mut body) = channel.call(call).await.map_err(broken)?.into_parts();
-        progress.head_came();
-        let mut status = Status::from_header_map(&head.headers);
-        let mut message = grpc::Pieces::default();
-        let mut left = most_bytes + SLACK;
-        while let Some(frame) = body.frame().await {
-            match frame?.into_data() {
-                Ok(data) => {
-                    progress.came(data.len() as u64);
-                    left = left
-                        .checked_sub(data.len() as u64)
-                        .ok_or_else(|| Status::out_of_range("the reply is longer than what was asked"))?;
-                    message.push(data);
-                }
-                Err(frame) => status = status.or_else(|| Status::from_header_map(frame.trailers_ref()?)),
-            }
-        }
-        match status {
-            Some(status) if status.code() == Code::Ok => message.decode(),
-            Some(status) => Err(status),
-            None if head.status == StatusCode::OK => Err(Status::unavailable("the reply broke off")),
-            None => Err(Status::unavailable(format!("the reply is HTTP {}, not gRPC", head.status))),
-        }
+        let (head, body) = channel.call(call).await.map_err(broken)?.into_parts();
+        let status = Status::from_header_map(&head.headers);
+        Ok(Coming { http: head.status, status, body, left: most_bytes + SLACK })
     }
 
     /// A client for small questions.
     pub(super) fn plain(&self) -> ChunksClient<Channel> {
         ChunksClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// A reply that is coming.
+struct Coming {
+    http: StatusCode,
+    status: Option<Status>,
+    body: Body,
+    left: u64,
+}
+
+impl Coming {
+    /// The next piece of its message; none once it ended well.
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        while let Some(frame) = self.body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => {
+                    let left = self.left.checked_sub(data.len() as u64);
+                    self.left = left.ok_or_else(|| Status::out_of_range("the reply is longer than what was asked"))?;
+                    return Ok(Some(data));
+                }
+                Err(frame) => {
+                    self.status = self.status.take().or_else(|| Status::from_header_map(frame.trailers_ref()?));
+                }
+            }
+        }
+        match self.status.take() {
+            Some(status) if status.code() == Code::Ok => Ok(None),
+            Some(status) => Err(status),
+            None if self.http == StatusCode::OK => Err(Status::unavailable("the reply broke off")),
+            None => Err(Status::unavailable(format!("the reply is HTTP {}, not gRPC", self.http))),
+        }
     }
 }
 
@@ -145,4 +276,9 @@ impl Progress {
 /// The connection failed, not the peer.
 fn broken(error: tonic::transport::Error) -> Status {
     Status::from_error(error.into())
+}
+
+/// The peer sent something else than a reply: that says nothing of what it holds.
+fn unreadable(status: &Status) -> Status {
+    Status::unavailable(format!("its reply cannot be read: {}", status.message()))
 }

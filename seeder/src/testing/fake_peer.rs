@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use prost::Message;
 use swarm_proto::{ChunkRange, ChunkSet, ChunkTree, PeerId, Presence, Segment, SegmentId, convert, v1};
 use tokio::runtime::{Builder, Runtime};
 use tonic::Code;
@@ -233,14 +234,17 @@ impl Service<http::Request<Body>> for FakeChunks {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
-            let fetch = request.uri().path().ends_with("/Fetch");
-            let body = request.into_body();
-            Ok(match fetch {
-                true => match reply::request::<v1::FetchRequest>(body).await {
+            let (head, body) = request.into_parts();
+            Ok(match head.uri.path().rsplit('/').next() {
+                Some("Fetch") => match reply::request::<v1::FetchRequest>(body).await {
                     Some(request) => shared.fetch(&request).await,
                     None => reply::status(Code::InvalidArgument, "not a request"),
                 },
-                false => match reply::request::<v1::HaveRequest>(body).await {
+                Some("FetchMany") => match reply::request::<v1::FetchManyRequest>(body).await {
+                    Some(request) => shared.fetch_many(&request).await,
+                    None => reply::status(Code::InvalidArgument, "not a request"),
+                },
+                _ => match reply::request::<v1::HaveRequest>(body).await {
                     Some(request) => shared.have(&request).await,
                     None => reply::status(Code::InvalidArgument, "not a request"),
                 },
@@ -251,39 +255,59 @@ impl Service<http::Request<Body>> for FakeChunks {
 
 impl Shared {
     async fn fetch(&self, request: &v1::FetchRequest) -> http::Response<Body> {
+        let conduct = self.begin().await;
+        match self.outcome(&conduct, request) {
+            Ok(message) => self.send(&conduct, &message),
+            Err((code, words)) => reply::status(code, words),
+        }
+    }
+
+    async fn fetch_many(&self, request: &v1::FetchManyRequest) -> http::Response<Body> {
+        let conduct = self.begin().await;
+        let outcome = |fetch| match self.outcome(&conduct, fetch) {
+            Ok(reply) => v1::FetchOutcome { reply: Some(reply), ..v1::FetchOutcome::default() },
+            Err((code, words)) => v1::FetchOutcome {
+                reply: None,
+                code: u32::try_from(i32::from(code)).expect("codes are small"),
+                message: words.to_owned(),
+            },
+        };
+        let message = v1::FetchManyReply { outcomes: request.fetches.iter().map(outcome).collect() };
+        self.send(&conduct, &message)
+    }
+
+    /// One more request, answered after what the conduct has it wait.
+    async fn begin(&self) -> Conduct {
         self.served.lock().requests += 1;
         let conduct = self.conduct.lock().clone();
         match &conduct {
             Conduct::Hang => pending().await,
-            Conduct::Busy => return reply::status(Code::ResourceExhausted, "busy"),
             Conduct::Late(pause) => tokio::time::sleep(*pause).await,
             _ => {}
         }
-        let Ok(id) = convert::segment_id("segment_id", &request.segment_id) else {
-            return reply::status(Code::InvalidArgument, "segment_id");
-        };
-        let content = self.segments.lock().get(&id).cloned();
-        let Some(content) = content.filter(|_| conduct != Conduct::Missing) else {
-            return reply::status(Code::NotFound, "no such segment here");
-        };
-        let Some(chunks) = convert::fetch_range(request).ok().filter(|c| content.tree.segment().all().contains(*c))
-        else {
-            return reply::status(Code::InvalidArgument, "no such chunks");
-        };
-        if !content.has.has(chunks) {
-            let message = v1::FetchReply { held: Some((&content.has).into()), ..Default::default() };
-            return reply::whole(reply::framed(&message, None), Arc::clone(&self.pace));
-        }
-        self.answer(&conduct, &content, chunks, request.with_tree)
+        conduct
     }
 
-    fn answer(
-        &self,
-        conduct: &Conduct,
-        content: &Content,
-        chunks: ChunkRange,
-        with_tree: bool,
-    ) -> http::Response<Body> {
+    fn outcome(&self, conduct: &Conduct, request: &v1::FetchRequest) -> Result<v1::FetchReply, (Code, &'static str)> {
+        if *conduct == Conduct::Busy {
+            return Err((Code::ResourceExhausted, "busy"));
+        }
+        let id = convert::segment_id("segment_id", &request.segment_id)
+            .map_err(|_| (Code::InvalidArgument, "segment_id"))?;
+        let content = self.segments.lock().get(&id).cloned();
+        let content =
+            content.filter(|_| *conduct != Conduct::Missing).ok_or((Code::NotFound, "no such segment here"))?;
+        let chunks = convert::fetch_range(request)
+            .ok()
+            .filter(|chunks| content.tree.segment().all().contains(*chunks))
+            .ok_or((Code::InvalidArgument, "no such chunks"))?;
+        Ok(match content.has.has(chunks) {
+            false => v1::FetchReply { held: Some((&content.has).into()), ..Default::default() },
+            true => self.answer(conduct, &content, chunks, request.with_tree),
+        })
+    }
+
+    fn answer(&self, conduct: &Conduct, content: &Content, chunks: ChunkRange, with_tree: bool) -> v1::FetchReply {
         let segment = content.tree.segment();
         let bytes = segment.bytes_of(chunks);
         let at = |offset: u64| usize::try_from(offset).expect("segments are short");
@@ -304,16 +328,16 @@ impl Shared {
             Conduct::Truncated => data.truncate(data.len() - 1),
             _ => {}
         }
-        let message = v1::FetchReply { tree, data, held: None };
+        v1::FetchReply { tree, data, held: None }
+    }
+
+    fn send(&self, conduct: &Conduct, message: &impl Message) -> http::Response<Body> {
+        let framed = reply::framed(message, (*conduct == Conduct::Huge).then_some(u32::MAX));
         match conduct {
-            Conduct::Endless => reply::endless(reply::framed(&message, None)),
-            Conduct::Huge => reply::endless(reply::framed(&message, Some(u32::MAX))),
-            Conduct::Drip(bytes, every) => reply::dripped(reply::framed(&message, None), *bytes, *every),
-            Conduct::Disconnect => {
-                let framed = reply::framed(&message, None);
-                reply::broken(framed.slice(..framed.len() / 2))
-            }
-            _ => reply::whole(reply::framed(&message, None), Arc::clone(&self.pace)),
+            Conduct::Endless | Conduct::Huge => reply::endless(framed),
+            Conduct::Drip(bytes, every) => reply::dripped(framed, *bytes, *every),
+            Conduct::Disconnect => reply::broken(framed.slice(..framed.len() / 2)),
+            _ => reply::whole(framed, Arc::clone(&self.pace)),
         }
     }
 

@@ -13,8 +13,8 @@ use http_body_util::StreamBody;
 use swarm_proto::v1::chunks_client::ChunksClient;
 use swarm_proto::v1::chunks_server::{Chunks, ChunksServer};
 use swarm_proto::v1::{
-    FetchReply, FetchRequest, HaveReply, HaveRequest, StoreFrame, StoreReply, SyncReply, SyncRequest, TouchReply,
-    TouchRequest,
+    FetchManyReply, FetchManyRequest, FetchOutcome, FetchReply, FetchRequest, HaveReply, HaveRequest, StoreFrame,
+    StoreReply, SyncReply, SyncRequest, TouchReply, TouchRequest,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -131,6 +131,21 @@ impl Chunks for Proxy {
         Ok(Response::new(reply))
     }
 
+    async fn fetch_many(&self, request: Request<FetchManyRequest>) -> Result<Response<FetchManyReply>, Status> {
+        let mut outcomes = Vec::new();
+        for fetch in request.into_inner().fetches {
+            outcomes.push(match self.fetch(Request::new(fetch)).await {
+                Ok(reply) => FetchOutcome { reply: Some(reply.into_inner()), ..FetchOutcome::default() },
+                Err(status) => FetchOutcome {
+                    reply: None,
+                    code: u32::try_from(i32::from(status.code())).unwrap(),
+                    message: status.message().to_owned(),
+                },
+            });
+        }
+        Ok(Response::new(FetchManyReply { outcomes }))
+    }
+
     async fn have(&self, request: Request<HaveRequest>) -> Result<Response<HaveReply>, Status> {
         self.honest.clone().have(request.into_inner()).await
     }
@@ -171,7 +186,7 @@ impl tower::Service<http::Request<Body>> for Raw {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let lie = Lie::of(self.shared.lie.load(Ordering::SeqCst));
-        let raw = matches!(lie, Lie::Endless | Lie::Drip) && request.uri().path().ends_with("/Fetch");
+        let raw = matches!(lie, Lie::Endless | Lie::Drip) && request.uri().path().contains("/Fetch");
         if !raw {
             return Box::pin(self.polite.call(request));
         }

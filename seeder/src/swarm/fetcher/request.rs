@@ -37,7 +37,12 @@ impl Swarm {
         self.state.lock().forget(id);
     }
 
-    async fn ask(&self, assignment: &Assignment, link: &Link, progress: &Progress) -> Result<v1::FetchReply, Failure> {
+    async fn ask(
+        &self,
+        assignment: &Assignment,
+        link: &Link,
+        progress: &Arc<Progress>,
+    ) -> Result<v1::FetchReply, Failure> {
         let segment = assignment.segment;
         // One chunk has no tree to send. Whoever sends one has a longer segment of that id, and proves it.
         let is_single = segment.chunks() == 1;
@@ -49,7 +54,12 @@ impl Swarm {
             peer_id: self.config.me.to_wire(),
         };
         let most_bytes = segment.bytes_of(assignment.chunks).len();
-        let reply = link.fetch(&request, progress, most_bytes).await.map_err(|status| meaning(&status))?;
+        let longest = self.config.request_timeout;
+        // Others wait for it too, so it does not end with this request.
+        let spawn = |work| {
+            self.spawn(move |_| async move { drop(tokio::time::timeout(longest, work).await) });
+        };
+        let reply = link.fetch(request, progress, most_bytes, spawn).await.map_err(|status| meaning(&status))?;
         match &reply.held {
             Some(held) => match held.read(segment.chunks()) {
                 Presence::Partial(set) if set.is_empty() => Err(Failure::Missing),

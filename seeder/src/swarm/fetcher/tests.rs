@@ -192,6 +192,36 @@ async fn no_liar_yields_a_wrong_byte_and_the_read_succeeds_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn small_reads_of_one_moment_travel_together_and_no_liar_yields_a_wrong_byte() {
+    let lies = [
+        Conduct::Honest,
+        Conduct::WrongBytes,
+        Conduct::Truncated,
+        Conduct::Endless,
+        Conduct::Huge,
+        Conduct::Missing,
+        Conduct::Disconnect,
+        Conduct::Hang,
+        Conduct::Drip(10, Duration::from_millis(50)),
+        Conduct::Busy,
+    ];
+    for lie in lies {
+        let room = Room::new();
+        let peers = [FakePeer::start(lie.clone()), FakePeer::start(Conduct::Honest)];
+        let data: Vec<Vec<u8>> = (0..200).map(|seed| noise(seed, 1_000 + 200 * seed as usize)).collect();
+        let segments: Vec<Segment> = data.iter().map(|data| room.hold(&peers, data)).collect();
+        let reads = segments.iter().map(|segment| room.read(*segment, segment.all(), LONG));
+        for (read, data) in futures::future::join_all(reads).await.into_iter().zip(&data) {
+            assert!(read.unwrap() == *data, "{lie:?}");
+        }
+        if lie == Conduct::Honest {
+            let requests = peers[0].served().requests + peers[1].served().requests;
+            assert!(requests < 100, "{requests} requests for 200 small segments");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_liar_is_reported_and_banned_when_it_goes_on() {
     for lie in [Conduct::WrongBytes, Conduct::WrongTree, Conduct::Truncated, Conduct::Endless, Conduct::Huge] {
         let room = Room::new();

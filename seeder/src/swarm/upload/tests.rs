@@ -50,6 +50,9 @@ impl Chunks for Seeder {
     async fn fetch(&self, _: Request<v1::FetchRequest>) -> Result<Response<v1::FetchReply>, Status> {
         Err(Status::unimplemented("fetch"))
     }
+    async fn fetch_many(&self, _: Request<v1::FetchManyRequest>) -> Result<Response<v1::FetchManyReply>, Status> {
+        Err(Status::unimplemented("fetch_many"))
+    }
     async fn have(&self, _: Request<v1::HaveRequest>) -> Result<Response<v1::HaveReply>, Status> {
         Err(Status::unimplemented("have"))
     }
