@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -66,17 +66,20 @@ impl Operations {
             }
             reply(outcome.map_err(errno));
         };
-        // A task costs two changes of thread, which is more than most reads of what is in memory.
-        let within = self.runtime.enter();
+        self.start(async move { conclude(timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT))) });
+    }
+
+    /// Begin `work` here and now; what it waits for it waits for in a task. A task costs two changes of
+    /// thread, which is more than most reads of what is in memory.
+    fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
-        let done = match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => return conclude(outcome),
-            Poll::Pending => {
-                async move { conclude(timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT))) }
-            }
+        let begun = {
+            let _within = self.runtime.enter();
+            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         };
-        drop(within);
-        self.tasks.spawn_on(done, &self.runtime);
+        if begun.is_pending() {
+            self.tasks.spawn_on(work, &self.runtime);
+        }
     }
 
     fn metadata_limit(&self) -> Duration {
@@ -197,7 +200,7 @@ impl Filesystem for Operations {
                 }
             }
         };
-        self.tasks.spawn_on(task, &self.runtime);
+        self.start(task);
     }
 
     fn read(

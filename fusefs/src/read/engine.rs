@@ -243,6 +243,7 @@ impl Shared {
         let bytes = run.bytes().len();
         if matches!(outcome, Outcome::Landed(_)) {
             self.metrics.fetched_bytes.inc_by(bytes);
+            self.writer.room(bytes).await;
         }
         self.flights.lock().finish(&run, outcome.clone());
         let Outcome::Landed(fetched) = outcome else { return };

@@ -208,7 +208,8 @@ async fn small_reads_of_one_moment_travel_together_and_no_liar_yields_a_wrong_by
     for lie in lies {
         let room = Room::new();
         let peers = [FakePeer::start(lie.clone()), FakePeer::start(Conduct::Honest)];
-        let data: Vec<Vec<u8>> = (0..200).map(|seed| noise(seed, 1_000 + 200 * seed as usize)).collect();
+        let data: Vec<Vec<u8>> =
+            (0..200).map(|seed| noise(seed, 1_000 + 200 * usize::try_from(seed).unwrap())).collect();
         let segments: Vec<Segment> = data.iter().map(|data| room.hold(&peers, data)).collect();
         let reads = segments.iter().map(|segment| room.read(*segment, segment.all(), LONG));
         for (read, data) in futures::future::join_all(reads).await.into_iter().zip(&data) {
