@@ -5,6 +5,7 @@
 
 mod convert;
 mod session;
+pub(crate) mod status_file;
 
 pub use session::{Session, SessionConfig};
 
@@ -46,6 +47,8 @@ struct Operations {
     numbers: Numbers,
     runtime: Handle,
     tasks: TaskTracker,
+    /// Whether there are extended attributes.
+    xattr: bool,
 }
 
 impl Operations {
@@ -122,6 +125,9 @@ impl Filesystem for Operations {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent == INodeNo::ROOT && name == status_file::NAME {
+            return reply.entry(&Duration::ZERO, &status_file::attributes(), GENERATION);
+        }
         let (numbers, parent) = (self.numbers, self.numbers.to_catalog(parent));
         if let Some(found) = self.fs.lookup_known(parent, name.as_bytes()) {
             return Self::entry(numbers, found.map_err(errno), reply);
@@ -137,6 +143,9 @@ impl Filesystem for Operations {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if inode == status_file::INODE {
+            return reply.attr(&Duration::ZERO, &status_file::attributes());
+        }
         let (numbers, inode) = (self.numbers, self.numbers.to_catalog(inode));
         let answer = move |found: Result<Found, fuser::Errno>| match found {
             Ok(Found { node: Some(node), keep }) => reply.attr(&keep, &numbers.attributes(&node)),
@@ -168,6 +177,9 @@ impl Filesystem for Operations {
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(fuser::Errno::EROFS);
+        }
+        if inode == status_file::INODE {
+            return reply.opened(status_file::HANDLE, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
         // A file may need two questions: one for the inode, one for a large manifest.
@@ -214,6 +226,9 @@ impl Filesystem for Operations {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if handle == status_file::HANDLE {
+            return reply.data(status_file::part(&self.fs.status_text(), offset, size));
+        }
         let fs = self.fs.clone();
         let limit = fs.config().read_timeout;
         self.answer("read", limit, async move { fs.read(handle.0, offset, size).await }, |bytes| match bytes {
@@ -315,7 +330,10 @@ impl Filesystem for Operations {
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        // `ls -l` asks for labels and access lists of every file: those are answered at once.
+        // The kernel then asks never again, and `ls -l`, which asks twice for every file, is as fast as it can be.
+        if !self.xattr {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         if !name.as_bytes().starts_with(crate::fs::ATTRIBUTE_PREFIX) {
             return reply.error(errno(Errno::NODATA));
         }
@@ -326,6 +344,9 @@ impl Filesystem for Operations {
     }
 
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.xattr {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
         if let Some(names) = fs.attribute_names_known(inode) {
             return value_reply(Ok(names), size, reply);

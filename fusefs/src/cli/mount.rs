@@ -39,7 +39,7 @@ Examples:
 
 A mount of this version is read-only. Settings may also stand in SWARM_… variables and in a file
 (--config); --print-config shows those in force. What a mount says of itself:
-  getfattr --only-values -n user.swarm.status ~/swarm")]
+  cat ~/swarm/.swarmfs-status")]
 pub struct MountCommand {
     /// The swarm, or a folder of it, and where to show it; without a swarm: --tracker, SWARM_TRACKER, or what
     /// `swarmfs up` runs here. DIR is made if it is absent
@@ -87,6 +87,10 @@ pub(crate) struct MountFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "is_false")]
     allow_other: bool,
+    /// Say in extended attributes what the swarm knows of a file; `ls -l` is slower then
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    xattr: bool,
     /// Refuse every change (a mount of this version always does)
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]

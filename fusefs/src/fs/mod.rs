@@ -141,10 +141,15 @@ impl FileSystem {
         drop(self.kernel.set(kernel));
     }
 
-    /// What the attribute `user.swarm.status` of the root says.
+    /// What the file that says how the mount is shall say.
     pub fn on_status(&self, status: impl Fn() -> String + Send + Sync + 'static) {
         // Whoever assembles the mount says it once.
         drop(self.status.set(Box::new(status)));
+    }
+
+    /// The same, now; empty while nobody said it.
+    pub fn status_text(&self) -> String {
+        self.status.get().map(|status| status()).unwrap_or_default()
     }
 
     /// How it behaves.

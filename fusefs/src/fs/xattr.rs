@@ -5,7 +5,6 @@
 //!   digest of its manifest, which says whether two files are equal only if they were cut alike.
 //! * `user.swarm.holders`: one line a peer: its id, its address, and how many of the file's distinct
 //!   segments it has, of how many.
-//! * `user.swarm.status`: of the root alone, and not listed: what the mount says of itself, as JSON.
 //! * `user.swarm.cached`: bytes of the file that are in this mount's cache, of how many.
 
 use std::collections::BTreeMap;
@@ -43,9 +42,6 @@ impl FileSystem {
     /// Errors: [`Errno::NODATA`] if it has none of that name.
     pub async fn attribute(&self, inode: InodeNumber, name: &[u8]) -> Result<Vec<u8>, Errno> {
         let what = name.strip_prefix(PREFIX).ok_or(Errno::NODATA)?;
-        if what == b"status" && inode == self.config.root {
-            return self.status.get().map(|status| status().into_bytes()).ok_or(Errno::NODATA);
-        }
         if !matches!(what, b"hash" | b"holders" | b"cached") {
             return Err(Errno::NODATA);
         }

@@ -37,6 +37,8 @@ pub struct SessionConfig {
     pub source: String,
     /// Other users may use it too.
     pub allow_other: bool,
+    /// What the swarm says of a file stands in extended attributes.
+    pub xattr: bool,
 }
 
 /// A mounted file system. Dropping it does not unmount.
@@ -61,7 +63,7 @@ impl Session {
         tasks: TaskTracker,
     ) -> io::Result<Self> {
         let numbers = Numbers { root: fs.config().root };
-        let operations = Operations { fs: fs.clone(), numbers, runtime, tasks };
+        let operations = Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr };
         let session = fuser::Session::new(operations, &config.mountpoint, &options(config))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());

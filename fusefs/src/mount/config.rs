@@ -38,6 +38,9 @@ pub struct MountConfig {
     pub metadata_ttl: Span,
     /// Other users may use the mount.
     pub allow_other: bool,
+    /// What the swarm says of a file stands in extended attributes. Programs that look for others, as `ls -l`
+    /// does, then ask for them of every file.
+    pub xattr: bool,
     /// Refuse every change. A mount of this version always does.
     pub read_only: bool,
     /// Mount over a folder that has something in it.
@@ -79,6 +82,7 @@ impl Default for MountConfig {
             metadata_timeout: Span(Duration::from_secs(10)),
             metadata_ttl: Span(Duration::from_secs(3_600)),
             allow_other: false,
+            xattr: false,
             read_only: true,
             nonempty: false,
             share: true,

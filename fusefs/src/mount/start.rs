@@ -232,6 +232,7 @@ impl Mount {
             mountpoint: prepared.path.clone(),
             source: source.clone(),
             allow_other: config.allow_other,
+            xattr: config.xattr,
         };
         let (mounted, runtime, session_tasks) = (fs.clone(), Handle::current(), tasks.clone());
         let path = prepared.path.clone();

@@ -1,7 +1,7 @@
-//! What a mount says of itself: one JSON object, read from the attribute `user.swarm.status` of its root.
+//! What a mount says of itself: one JSON object, read from the file `.swarmfs-status` in its root.
 //!
-//! An attribute and not a file or a socket: whoever may look at the mount may read it, it is never old, and
-//! nothing needs to know where the daemon keeps its things.
+//! Not a socket: whoever may look at the mount may read it, and nothing needs to know where the daemon keeps
+//! its things. Not an extended attribute: while a mount has any, `ls -l` asks for some of every file.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,6 @@ pub struct MountStatus {
 ///
 /// Cost: blocks for as long as the mount takes to answer.
 pub fn of_mount(mountpoint: &std::path::Path) -> Option<MountStatus> {
-    let mut value = vec![0u8; 64 * 1024];
-    let length = rustix::fs::getxattr(mountpoint, "user.swarm.status", &mut value).ok()?;
-    serde_json::from_slice(&value[..length]).ok()
+    let text = std::fs::read(mountpoint.join(crate::fuse::status_file::NAME)).ok()?;
+    serde_json::from_slice(&text).ok()
 }

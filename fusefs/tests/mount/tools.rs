@@ -70,7 +70,8 @@ fn find_grep_ls_and_du_see_everything_once() {
 #[test]
 fn attributes_are_readable_with_getfattr() {
     let swarm = filled();
-    let mounted = swarm.mount("m");
+    let config = swarm_fusefs::mount::MountConfig { xattr: true, ..swarm.config("cache") };
+    let mounted = swarm.mount_with("m", config);
     let tree = mounted.path("tree");
     let value = |name: &str, file: &str| run("getfattr", &["--only-values", "-n", name, file], &tree);
     let text = "line one of 1\nneedle-1\n";
@@ -83,4 +84,19 @@ fn attributes_are_readable_with_getfattr() {
     assert_eq!(value("user.swarm.holders", "large").lines().count(), 2);
     assert!(run("getfattr", &["-d", "small/0001"], &tree).contains("user.swarm.holders="));
     assert_eq!(run("getfattr", &["-d", "small"], &tree), "");
+}
+
+#[test]
+fn a_mount_says_how_it_is_in_a_file_that_no_listing_shows() {
+    let swarm = filled();
+    let mounted = swarm.mount("m");
+    let status: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(mounted.path(".swarmfs-status")).unwrap()).unwrap();
+    assert_eq!(status["mountpoint"], mounted.path("").to_string_lossy().trim_end_matches('/'));
+    assert_eq!(status["live"], true);
+    assert_eq!(run("ls", &["-a"], &mounted.path("")), ".\n..\ntree\n");
+    assert!(!mounted.path("tree/.swarmfs-status").exists());
+    let mut value = [0; 100];
+    let unasked = rustix::fs::getxattr(mounted.path("tree/large"), "user.swarm.hash", &mut value);
+    assert_eq!(unasked, Err(rustix::io::Errno::OPNOTSUPP), "so that `ls -l` asks for none");
 }
