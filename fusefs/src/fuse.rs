@@ -52,7 +52,7 @@ struct Operations {
 }
 
 impl Operations {
-    /// Do `work` and `reply`: here and now if it waits for nothing, else in a task, for at most `limit`.
+    /// Do `work` in a task, for at most `limit`, and `reply`.
     fn answer<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -60,28 +60,45 @@ impl Operations {
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) {
-        let failures = self.fs.counters().failures.clone();
-        let conclude = move |outcome: Result<T, Errno>| {
-            if let Err(error) = &outcome
-                && !matches!(*error, Errno::NOENT | Errno::NODATA | Errno::STALE | Errno::NXIO)
-            {
-                failures.with_label_values(&[operation]).inc();
-            }
-            reply(outcome.map_err(errno));
-        };
-        self.start(async move { conclude(timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT))) });
+        self.tasks.spawn_on(self.concluded(operation, limit, work, reply), &self.runtime);
     }
 
-    /// Begin `work` here and now; what it waits for it waits for in a task. A task costs two changes of
-    /// thread, which is more than most reads of what is in memory.
-    fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut work = Box::pin(work);
+    /// The same, but here and now if it waits for nothing. A task costs two changes of thread, which is more
+    /// than most reads of what is in memory; but what is begun here and goes on there costs three.
+    fn answer_at_once<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
+    ) {
+        let mut work = Box::pin(self.concluded(operation, limit, work, reply));
         let begun = {
             let _within = self.runtime.enter();
             work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         };
         if begun.is_pending() {
             self.tasks.spawn_on(work, &self.runtime);
+        }
+    }
+
+    /// `work` for at most `limit`, counted if it fails, and its `reply`.
+    fn concluded<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let failures = self.fs.counters().failures.clone();
+        async move {
+            let outcome = timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
+            if let Err(error) = &outcome
+                && !matches!(*error, Errno::NOENT | Errno::NODATA | Errno::STALE | Errno::NXIO)
+            {
+                failures.with_label_values(&[operation]).inc();
+            }
+            reply(outcome.map_err(errno));
         }
     }
 
@@ -212,7 +229,7 @@ impl Filesystem for Operations {
                 }
             }
         };
-        self.start(task);
+        self.tasks.spawn_on(task, &self.runtime);
     }
 
     fn read(
@@ -231,7 +248,7 @@ impl Filesystem for Operations {
         }
         let fs = self.fs.clone();
         let limit = fs.config().read_timeout;
-        self.answer("read", limit, async move { fs.read(handle.0, offset, size).await }, |bytes| match bytes {
+        self.answer_at_once("read", limit, async move { fs.read(handle.0, offset, size).await }, |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         });
