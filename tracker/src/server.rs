@@ -65,8 +65,10 @@ pub enum StartError {
         reason: String,
     },
     /// An address cannot be bound.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}; choose another --{flag}")]
     Bind {
+        /// Which flag says where.
+        flag: &'static str,
         /// Which.
         address: SocketAddr,
         /// Why.
@@ -129,9 +131,11 @@ impl Tracker {
     /// Cost:   reads all names of the catalog.
     pub async fn start(config: TrackerConfig) -> Result<Self, StartError> {
         config.validate().map_err(|(key, reason)| StartError::Config { key, reason })?;
-        let listener = Listener::bind(config.listen)
-            .await
-            .map_err(|source| StartError::Bind { address: config.listen, source })?;
+        let listener = Listener::bind(config.listen).await.map_err(|source| StartError::Bind {
+            flag: "listen",
+            address: config.listen,
+            source,
+        })?;
         let phases = Phases {
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -151,7 +155,7 @@ impl Tracker {
             AdminListen::On(address) => {
                 let (registry, ready) = (metrics.registry().clone(), ready.clone());
                 let bound = admin::serve(address, registry, ready, &phases.work, phases.halt.clone());
-                Some(bound.await.map_err(|source| StartError::Bind { address, source })?)
+                Some(bound.await.map_err(|source| StartError::Bind { flag: "admin-listen", address, source })?)
             }
         };
         let address = listener.address();

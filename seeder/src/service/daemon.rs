@@ -48,8 +48,10 @@ pub enum SeederError {
     #[error("open the store: {0}")]
     Store(#[from] StoreError),
     /// Nobody can listen there.
-    #[error("listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}; choose another --{flag}")]
     Bind {
+        /// Which flag says where.
+        flag: &'static str,
         /// Where.
         address: SocketAddr,
         /// Why.
@@ -65,7 +67,7 @@ pub enum SeederError {
 
 impl From<PeerError> for SeederError {
     fn from(PeerError::Bind { address, source }: PeerError) -> Self {
-        Self::Bind { address, source }
+        Self::Bind { flag: "listen", address, source }
     }
 }
 
@@ -130,7 +132,7 @@ impl Seeder {
         let admin_address = match checked.admin_listen {
             Some(listen) => {
                 let served = admin::serve(listen, registry.clone(), ready.clone(), tasks, stop.clone()).await;
-                Some(served.map_err(|source| SeederError::Bind { address: listen, source })?)
+                Some(served.map_err(|source| SeederError::Bind { flag: "admin-listen", address: listen, source })?)
             }
             None => None,
         };
