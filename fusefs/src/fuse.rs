@@ -49,6 +49,7 @@ struct Operations {
     tasks: TaskTracker,
     /// Whether there are extended attributes.
     xattr: bool,
+    status: status_file::StatusFile,
 }
 
 impl Operations {
@@ -196,7 +197,8 @@ impl Filesystem for Operations {
             return reply.error(fuser::Errno::EROFS);
         }
         if inode == status_file::INODE {
-            return reply.opened(status_file::HANDLE, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+            let handle = self.status.open(self.fs.status_text());
+            return reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
         // A file may need two questions: one for the inode, one for a large manifest.
@@ -243,8 +245,8 @@ impl Filesystem for Operations {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if handle == status_file::HANDLE {
-            return reply.data(status_file::part(&self.fs.status_text(), offset, size));
+        if let Some(text) = self.status.text(handle) {
+            return reply.data(status_file::part(&text, offset, size));
         }
         let fs = self.fs.clone();
         let limit = fs.config().read_timeout;
@@ -264,7 +266,9 @@ impl Filesystem for Operations {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(handle.0);
+        if !self.status.release(handle) {
+            self.fs.release(handle.0);
+        }
         reply.ok();
     }
 

@@ -63,7 +63,8 @@ impl Session {
         tasks: TaskTracker,
     ) -> io::Result<Self> {
         let numbers = Numbers { root: fs.config().root };
-        let operations = Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr };
+        let operations =
+            Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr, status: Default::default() };
         let session = fuser::Session::new(operations, &config.mountpoint, &options(config))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());

@@ -1,7 +1,7 @@
 //! Writing what was fetched to the cache, behind the reader's back.
 //!
 //! Invariant: a run is settled exactly once, written or not; what waits to be written is bounded, and a
-//! disk slower than the swarm costs cached bytes, never a reader's time.
+//! disk slower than the swarm costs a reader [`PATIENCE`] a run at most, and then cached bytes.
 
 use std::pin::pin;
 use std::sync::Arc;

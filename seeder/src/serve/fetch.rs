@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use swarm_proto::{ChunkSet, MAX_RUN_CHUNKS, Presence, SegmentId, convert, v1};
+use swarm_proto::{ChunkSet, ChunkTree, MAX_RUN_CHUNKS, Presence, SegmentId, convert, v1};
 use tonic::Status;
 
 use super::Chunks;
@@ -81,7 +81,8 @@ impl<S: ChunkStore> Chunks<S> {
             return Ok(Answer::Lacks(v1::Presence::from(&held.presence)));
         }
         let link = from.map(|remote| Arc::clone(&remote.link));
-        let bytes = held.segment.bytes_of(chunks).len();
+        let tree_bytes = if request.with_tree { ChunkTree::wire_len(held.segment) as u64 } else { 0 };
+        let bytes = held.segment.bytes_of(chunks).len() + tree_bytes;
         let pass = self
             .gate
             .pass(asker, bytes, link)

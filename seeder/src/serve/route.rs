@@ -176,8 +176,12 @@ async fn fetch_many<S: ChunkStore>(
     body: Body,
     from: Option<Remote>,
 ) -> Result<Vec<Bytes>, Status> {
-    let request = read_request(body, MOST_FETCH_MANY_BYTES).await?;
-    let answers = chunks.fetch_each(request, from.as_ref()).await?;
+    let answers = async {
+        let request = read_request(body, MOST_FETCH_MANY_BYTES).await?;
+        chunks.fetch_each(request, from.as_ref()).await
+    };
+    let answers =
+        answers.await.inspect_err(|status| chunks.counters.answered("fetch", &Err::<(), _>(status.clone())))?;
     answers.iter().for_each(|answer| count(&chunks.counters, answer));
     let mut pieces: Vec<(Vec<u8>, Bytes)> = answers.into_iter().map(element).collect();
     let length: usize = pieces.iter().map(|(head, data)| head.len() + data.len()).sum();

@@ -37,8 +37,10 @@ use crate::grpc;
 const FETCH: &str = "/swarm.v1.Chunks/Fetch";
 const FETCH_MANY: &str = "/swarm.v1.Chunks/FetchMany";
 
-/// Most chunks of a fetch that may travel with others, and of those together; and most fetches.
+/// Most chunks of a fetch that may travel with others, most bytes with its tree, most chunks of those that
+/// travel together, and most fetches.
 const SMALL_CHUNKS: u32 = 4;
+const SMALL_BYTES: u64 = 80 * 1024;
 const MANY_CHUNKS: u32 = MAX_RUN_CHUNKS;
 const MANY_FETCHES: usize = 64;
 
@@ -51,6 +53,9 @@ const MAX_FRAME: u32 = MAX_RUN_CHUNKS * CHUNK_BYTES;
 
 /// What one answer of several may have beyond its bytes and its tree.
 const FRAMING: u64 = 1024;
+
+/// What the others of a batch are told if one answer ran over.
+const RAN_OVER: &str = "an answer before this one was longer than what was asked";
 
 /// What a reply may have beyond the bytes asked for: its framing, the tree of the longest segment, and a
 /// chunk, by which a segment may be longer than a lying manifest says.
@@ -99,7 +104,7 @@ impl Link {
         most_bytes: u64,
         spawn: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Result<v1::FetchReply, Status> {
-        if request.chunk_count > SMALL_CHUNKS {
+        if request.chunk_count > SMALL_CHUNKS || most_bytes > SMALL_BYTES {
             return self.fetch_one(&request, progress, most_bytes).await;
         }
         let (answer, answered) = oneshot::channel();
@@ -113,7 +118,7 @@ impl Link {
             let link = self.clone();
             spawn(Box::pin(async move { link.send_small().await }));
         }
-        answered.await.unwrap_or_else(|_| Err(Status::unavailable("not asked: stopping")))
+        answered.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time, or stopping")))
     }
 
     /// Send the small fetches that wait, and those that are about to.
@@ -122,7 +127,7 @@ impl Link {
         let waiting = std::mem::take(&mut *self.small.lock());
         let mut batches: Vec<Vec<Small>> = Vec::new();
         let mut room = 0;
-        for small in waiting {
+        for small in waiting.into_iter().filter(|small| !small.answer.is_closed()) {
             let chunks = small.request.chunk_count;
             match batches.last_mut() {
                 Some(batch) if chunks <= room && batch.len() < MANY_FETCHES => batch.push(small),
@@ -138,14 +143,25 @@ impl Link {
 
     async fn send_batch(&self, mut batch: Vec<Small>) {
         if let [_] = batch[..]
-            && let Some(Small { request, progress, most_bytes, answer }) = batch.pop()
+            && let Some(Small { request, progress, most_bytes, mut answer }) = batch.pop()
         {
-            return drop(answer.send(self.fetch_one(&request, &progress, most_bytes).await));
+            // Whoever goes away takes the call along.
+            return tokio::select! {
+                reply = self.fetch_one(&request, &progress, most_bytes) => drop(answer.send(reply)),
+                () = answer.closed() => {}
+            };
         }
         let mut batch = VecDeque::from(batch);
         let Err(status) = self.fetch_many(&mut batch).await else { return };
-        // Who went away does not hear it.
-        batch.into_iter().for_each(|small| drop(small.answer.send(Err(status.clone()))));
+        for (index, small) in batch.into_iter().enumerate() {
+            // Only the first can be the one that ran over.
+            let status = match status.code() {
+                Code::OutOfRange if index > 0 => Status::unavailable(RAN_OVER),
+                _ => status.clone(),
+            };
+            // Who went away does not hear it.
+            drop(small.answer.send(Err(status)));
+        }
     }
 
     /// Answer the fetches of `batch`, each as soon as its part of the reply came.

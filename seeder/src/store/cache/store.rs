@@ -394,8 +394,9 @@ impl CacheStore {
                 break;
             }
         }
-        drop(room);
+        // Counted before the room is given back, or somebody else would take it in between.
         self.recount(entry, &files);
+        drop(room);
         if made {
             self.state.lock().add_to_index(entry);
         }

@@ -53,8 +53,10 @@ impl Swarm {
             with_tree: assignment.with_tree || is_single,
             peer_id: self.config.me.to_wire(),
         };
-        let most_bytes = segment.bytes_of(assignment.chunks).len();
-        let longest = self.config.request_timeout;
+        let tree_bytes = if assignment.with_tree { ChunkTree::wire_len(segment) as u64 } else { 0 };
+        let most_bytes = segment.bytes_of(assignment.chunks).len() + tree_bytes;
+        // A little more than any request, so that it is the request that ends.
+        let longest = self.config.request_timeout + Duration::from_secs(1);
         // Others wait for it too, so it does not end with this request.
         let spawn = |work| {
             self.spawn(move |_| async move { drop(tokio::time::timeout(longest, work).await) });

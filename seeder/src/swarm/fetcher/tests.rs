@@ -223,6 +223,20 @@ async fn small_reads_of_one_moment_travel_together_and_no_liar_yields_a_wrong_by
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_honest_peer_is_not_blamed_for_the_trees_of_many_small_reads() {
+    let room = Room::new();
+    let peers = peers(1, &Conduct::Honest);
+    let data: Vec<Vec<u8>> = (0..40).map(|seed| noise(seed, 4 * MIB)).collect();
+    let segments: Vec<Segment> = data.iter().map(|data| room.hold(&peers, data)).collect();
+    let chunk = ChunkRange::new(100, 101);
+    let reads = segments.iter().map(|segment| room.read(*segment, chunk, LONG));
+    for (read, data) in futures::future::join_all(reads).await.into_iter().zip(&data) {
+        assert!(read.unwrap() == data[100 * 16_384..101 * 16_384]);
+    }
+    assert!(room.tracker.reports().is_empty(), "{:?}", room.tracker.reports());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_liar_is_reported_and_banned_when_it_goes_on() {
     for lie in [Conduct::WrongBytes, Conduct::WrongTree, Conduct::Truncated, Conduct::Endless, Conduct::Huge] {
         let room = Room::new();
