@@ -70,6 +70,12 @@ impl Pieces {
         self.length
     }
 
+    /// How long the message says it is, once that came.
+    pub(crate) fn declared(&self) -> Option<u64> {
+        let head: [u8; PREFIX_BYTES] = self.peek(PREFIX_BYTES).try_into().ok()?;
+        Some(u64::from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])))
+    }
+
     /// The one message in it. Its fields of bytes are slices of the pieces, copied only where they were cut.
     ///
     /// Errors: a status that says what is wrong with it.
@@ -274,6 +280,7 @@ mod tests {
         let mut pieces = Pieces::default();
         pieces.push(framed(&whole[..whole.len() - data.len()], data.len()));
         pieces.push(data.clone());
+        assert_eq!(pieces.declared(), Some(whole.len() as u64));
         assert_eq!(pieces.decode::<v1::FetchReply>().unwrap().data.as_ptr(), data.as_ptr());
     }
 

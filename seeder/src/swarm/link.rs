@@ -199,6 +199,9 @@ impl Link {
         while let Some(piece) = reply.next().await? {
             progress.came(piece.len() as u64);
             message.push(piece);
+            if message.declared().is_some_and(|length| length > most_bytes + SLACK) {
+                return Err(Status::out_of_range("the reply says that it is longer than what was asked"));
+            }
         }
         message.decode().map_err(|status| unreadable(&status))
     }
