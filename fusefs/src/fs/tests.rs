@@ -1,3 +1,5 @@
+//! The file system over a swarm in memory, without a kernel.
+
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

@@ -54,7 +54,7 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from
 pub struct ServeConfig {
     /// The peer that serves.
     pub me: PeerId,
-    /// Bytes of chunks a second over all askers; none: no limit.
+    /// Bytes of chunks and trees a second over all askers; none: no limit.
     pub upload_limit: Option<NonZeroU64>,
 }
 

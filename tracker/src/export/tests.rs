@@ -1,3 +1,5 @@
+//! A catalog that goes out as a file and comes in again, whole, cut or damaged.
+
 use std::sync::Arc;
 use std::time::Duration;
 

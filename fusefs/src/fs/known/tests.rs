@@ -1,3 +1,5 @@
+//! What is believed, for how long, and what is taken back from the kernel.
+
 use super::*;
 use crate::fs::node::Kind;
 

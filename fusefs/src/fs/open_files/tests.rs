@@ -1,3 +1,5 @@
+//! How the kernel reads each handle, while versions come and handles go.
+
 use std::time::Instant;
 
 use bytes::Bytes;

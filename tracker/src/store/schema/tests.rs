@@ -1,3 +1,5 @@
+//! Keys and records: what is written is read, and nothing else is believed.
+
 use proptest::prelude::*;
 use swarm_proto::Fault;
 

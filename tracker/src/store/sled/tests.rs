@@ -1,3 +1,5 @@
+//! The sled engine: the conformance suite, and what only a disk can do.
+
 use super::*;
 use crate::store::{Condition, Write};
 
