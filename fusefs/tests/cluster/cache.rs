@@ -146,12 +146,11 @@ fn what_a_mount_has_cached_it_serves_when_the_seeders_are_gone() {
     let second = swarm.mount();
     // The second mount knows the file; then its only seeder goes.
     assert_eq!(std::fs::metadata(second.path("file")).unwrap().len(), 24 * MIB + 5);
-    eventually("the first mount is announced", Duration::from_secs(20), || {
+    eventually("the tracker knows all that the first mount has", Duration::from_secs(20), || {
         let peers = swarm.peers();
-        let mounts = peers.as_array().unwrap().iter().filter(|peer| peer["kind"] == "mount");
-        mounts.count() >= 1
+        let mut mounts = peers.as_array().unwrap().iter().filter(|peer| peer["kind"] == "mount");
+        mounts.any(|mount| mount["segments"].as_u64() == Some(7))
     });
-    std::thread::sleep(Duration::from_millis(500));
     swarm.seeders[0].kill();
     assert_same_file(&source, &second.path("file"));
     let served = first.daemon.metrics().sum(crate::harness::swarm::SERVED_BYTES);
