@@ -66,6 +66,22 @@ fn peers(count: usize, conduct: &Conduct) -> Vec<FakePeer> {
     (0..count).map(|_| FakePeer::start(conduct.clone())).collect()
 }
 
+/// Every way in which a peer can be no help.
+fn lies() -> [Conduct; 10] {
+    [
+        Conduct::WrongBytes,
+        Conduct::WrongTree,
+        Conduct::Truncated,
+        Conduct::Endless,
+        Conduct::Huge,
+        Conduct::Missing,
+        Conduct::Disconnect,
+        Conduct::Hang,
+        Conduct::Drip(10, Duration::from_millis(50)),
+        Conduct::Busy,
+    ]
+}
+
 async fn until(what: &str, mut is: impl FnMut() -> bool) {
     let give_up = Clock::now() + LONG;
     while !is() {
@@ -167,19 +183,7 @@ async fn concurrent_wants_of_a_chunk_are_one_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_liar_yields_a_wrong_byte_and_the_read_succeeds_from_others() {
-    let lies = [
-        Conduct::WrongBytes,
-        Conduct::WrongTree,
-        Conduct::Truncated,
-        Conduct::Endless,
-        Conduct::Huge,
-        Conduct::Missing,
-        Conduct::Disconnect,
-        Conduct::Hang,
-        Conduct::Drip(10, Duration::from_millis(50)),
-        Conduct::Busy,
-    ];
-    for lie in lies {
+    for lie in lies() {
         let room = Room::new();
         let peers = [FakePeer::start(lie.clone()), FakePeer::start(Conduct::Honest)];
         for seed in 0..4 {
@@ -193,19 +197,7 @@ async fn no_liar_yields_a_wrong_byte_and_the_read_succeeds_from_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_reads_of_one_moment_travel_together_and_no_liar_yields_a_wrong_byte() {
-    let lies = [
-        Conduct::Honest,
-        Conduct::WrongBytes,
-        Conduct::Truncated,
-        Conduct::Endless,
-        Conduct::Huge,
-        Conduct::Missing,
-        Conduct::Disconnect,
-        Conduct::Hang,
-        Conduct::Drip(10, Duration::from_millis(50)),
-        Conduct::Busy,
-    ];
-    for lie in lies {
+    for lie in [Conduct::Honest].into_iter().chain(lies()) {
         let room = Room::new();
         let peers = [FakePeer::start(lie.clone()), FakePeer::start(Conduct::Honest)];
         let data: Vec<Vec<u8>> =
