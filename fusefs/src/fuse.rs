@@ -73,7 +73,11 @@ impl Operations {
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) {
-        let mut work = Box::pin(self.concluded(operation, limit, work, reply));
+        self.at_once(self.concluded(operation, limit, work, reply));
+    }
+
+    fn at_once(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
         let begun = {
             let _within = self.runtime.enter();
             work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -201,6 +205,7 @@ impl Filesystem for Operations {
             return reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        let leased = fs.is_leased(inode);
         // A file may need two questions: one for the inode, one for a large manifest.
         let limit = self.metadata_limit() * 2;
         let task = async move {
@@ -231,7 +236,10 @@ impl Filesystem for Operations {
                 }
             }
         };
-        self.tasks.spawn_on(task, &self.runtime);
+        match leased {
+            true => self.at_once(task),
+            false => drop(self.tasks.spawn_on(task, &self.runtime)),
+        }
     }
 
     fn read(

@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
-const METHODS: [&str; 22] = [
+const METHODS: [&str; 23] = [
     "swarm.v1.Holders/Announce",
     "swarm.v1.Holders/Locate",
     "swarm.v1.Holders/Place",
@@ -33,6 +33,7 @@ const METHODS: [&str; 22] = [
     "swarm.v1.Catalog/Lookup",
     "swarm.v1.Catalog/Resolve",
     "swarm.v1.Catalog/GetNode",
+    "swarm.v1.Catalog/LeaseNodes",
     "swarm.v1.Catalog/ReadDir",
     "swarm.v1.Catalog/GetManifest",
     "swarm.v1.Catalog/GetManifests",

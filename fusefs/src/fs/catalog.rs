@@ -3,13 +3,14 @@
 //! [`TrackerClient`] is it; the tests have one in memory.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use swarm_proto::{Fault, InodeNumber, Manifest, ManifestDigest, Revision, v1};
-use swarm_seeder::tracker_client::{Currency, TrackerClient, TrackerError};
+use swarm_seeder::tracker_client::{Currency, NodeWithManifest, TrackerClient, TrackerError};
 
 use super::node::{Node, NodeError};
 
@@ -19,6 +20,17 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, TrackerError>>;
 pub type Entries = Vec<(Bytes, Node)>;
 /// Changes as they are pushed; ends when the tracker goes.
 pub type Changes = BoxStream<'static, Result<v1::WatchReply, TrackerError>>;
+
+/// An inode and its manifest, if that is small.
+pub type Current = (Node, Option<Arc<Manifest>>);
+
+/// Inodes that will be opened soon.
+pub struct Leased {
+    /// Those that there are, in the order asked for.
+    pub files: Vec<Current>,
+    /// No change of what they contain is acknowledged to anybody before; none: it may be at any moment.
+    pub until: Option<Instant>,
+}
 
 /// The catalog as the mount needs it.
 pub trait Catalog: Send + Sync + 'static {
@@ -33,13 +45,13 @@ pub trait Catalog: Send + Sync + 'static {
     /// One inode; none if it is gone.
     fn node(&self, inode: InodeNumber) -> Answer<'_, Option<Node>>;
     /// One inode as it is now, and its manifest if that is small; none if it is gone.
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>>;
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>>;
+    /// Inodes that will be opened soon, in that order, as they are now.
+    fn lease(&self, inodes: Vec<InodeNumber>) -> Answer<'_, Leased>;
     /// All entries of a directory.
     fn read_dir(&self, inode: InodeNumber) -> Answer<'_, Entries>;
     /// A manifest of any size.
     fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>>;
-    /// Several manifests, in the order asked; none for one that is unknown.
-    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>>;
     /// What changes after `revision`. Answered once the tracker listens.
     fn watch(&self, after: Revision) -> Answer<'_, Changes>;
     /// Capacity of the swarm.
@@ -67,10 +79,19 @@ impl Catalog for TrackerClient {
         async move { self.node(inode, Currency::Seen).await?.map(read).transpose() }.boxed()
     }
 
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>> {
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>> {
         async move {
             let found = self.node_with_manifest(inode, Currency::Newest).await?;
-            found.map(|found| Ok((read(found.node)?, found.manifest))).transpose()
+            found.map(with_manifest).transpose()
+        }
+        .boxed()
+    }
+
+    fn lease(&self, inodes: Vec<InodeNumber>) -> Answer<'_, Leased> {
+        async move {
+            let leased = TrackerClient::lease(self, &inodes).await?;
+            let files = leased.nodes.into_iter().flatten().map(with_manifest).collect::<Result<_, _>>()?;
+            Ok(Leased { files, until: leased.until })
         }
         .boxed()
     }
@@ -89,10 +110,6 @@ impl Catalog for TrackerClient {
 
     fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>> {
         self.manifest(digest).boxed()
-    }
-
-    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>> {
-        async move { self.manifests(&digests).await }.boxed()
     }
 
     fn watch(&self, after: Revision) -> Answer<'_, Changes> {
@@ -116,6 +133,10 @@ impl Catalog for TrackerClient {
 
 fn read(node: v1::Node) -> Result<Node, TrackerError> {
     Node::try_from(node).map_err(|error: NodeError| nonsense(error))
+}
+
+fn with_manifest(found: NodeWithManifest) -> Result<Current, TrackerError> {
+    Ok((read(found.node)?, found.manifest))
 }
 
 fn nonsense(what: impl std::fmt::Display) -> TrackerError {

@@ -16,7 +16,7 @@ use swarm_seeder::tracker_client::TrackerError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::catalog::{Answer, Catalog, Changes, Entries};
+use super::catalog::{Answer, Catalog, Changes, Current, Entries, Leased};
 use super::content::{Content, OpenContent, Version};
 use super::invalidation::{Invalidation, Invalidations};
 use super::node::{Kind, Node};
@@ -32,6 +32,8 @@ pub(crate) struct FakeSwarm {
     pub(crate) away: AtomicBool,
     pub(crate) questions: AtomicUsize,
     pub(crate) prefetched: Mutex<Vec<ManifestDigest>>,
+    /// Leases are given.
+    pub(crate) leases: AtomicBool,
     /// Files are complete in the cache.
     pub(crate) complete: AtomicBool,
     /// Reads never end.
@@ -184,7 +186,7 @@ impl Catalog for FakeSwarm {
         self.ask(|state| Ok(state.nodes.get(&inode.0).cloned()))
     }
 
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Node, Option<Arc<Manifest>>)>> {
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>> {
         self.ask(|state| Ok(state.nodes.get(&inode.0).cloned().map(|node| (node, None))))
     }
 
@@ -202,8 +204,16 @@ impl Catalog for FakeSwarm {
         })
     }
 
-    fn manifests(&self, digests: Vec<ManifestDigest>) -> Answer<'_, Vec<Option<Arc<Manifest>>>> {
-        self.ask(|state| Ok(digests.iter().map(|digest| state.manifests.get(digest).cloned()).collect()))
+    fn lease(&self, inodes: Vec<InodeNumber>) -> Answer<'_, Leased> {
+        let until = self.leases.load(Ordering::SeqCst).then(|| Instant::now() + Duration::from_secs(3_600));
+        self.ask(move |state| {
+            let file = |inode: &InodeNumber| {
+                let node = state.nodes.get(&inode.0)?.clone();
+                let manifest = node.content.and_then(|digest| state.manifests.get(&digest).cloned());
+                Some((node, manifest))
+            };
+            Ok(Leased { files: inodes.iter().filter_map(file).collect(), until })
+        })
     }
 
     fn watch(&self, _: Revision) -> Answer<'_, Changes> {

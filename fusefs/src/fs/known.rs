@@ -5,7 +5,10 @@
 //!   out of here is taken back from the kernel too;
 //! * an answer is believed only if no change that it may have missed was pushed since it was asked for
 //!   ([`Ticket`]);
-//! * nothing is believed for longer than [`BRIEFLY`] while no changes are pushed.
+//! * nothing is believed for longer than [`BRIEFLY`] while no changes are pushed;
+//! * a leased file is as it is leased until the lease is over, or until it is known to have changed.
+
+mod leases;
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
@@ -19,6 +22,7 @@ use swarm_proto::{InodeNumber, Revision, v1};
 use super::catalog::Entries;
 use super::invalidation::Invalidation;
 use super::node::Node;
+use leases::Leases;
 
 /// How long an answer holds while no changes are pushed: as long as promise 2 of the design allows a
 /// name to be old.
@@ -81,6 +85,7 @@ pub struct Known {
     most_listed: usize,
     /// Directory in which an inode was last seen.
     parents: LruCache<InodeNumber, InodeNumber>,
+    leases: Leases,
     changes: RecentChanges,
     take_back: Vec<Invalidation>,
 }
@@ -100,6 +105,7 @@ impl Known {
             listed: 0,
             most_listed: most.get().saturating_mul(LISTED_PER_NAME),
             parents: LruCache::new(most),
+            leases: Leases::new(),
             changes: RecentChanges::default(),
             take_back: Vec::new(),
         }
@@ -142,6 +148,7 @@ impl Known {
 
     fn doubt_all(&mut self) {
         self.epoch += 1;
+        self.leases.forget_all();
         let names = self.names.iter().map(|((parent, name), _)| Invalidation::Name(*parent, name.clone()));
         let nodes = self.nodes.iter().map(|(inode, _)| Invalidation::Attributes(*inode));
         self.take_back.extend(names.chain(nodes));
@@ -174,6 +181,7 @@ impl Known {
 
     fn doubt_node(&mut self, revision: Revision, inode: InodeNumber) {
         self.changes.note(revision, inode, Bytes::new());
+        self.leases.forget(inode);
         if let Some(learned) = self.nodes.peek_mut(&inode) {
             learned.epoch = DOUBTED;
         }
@@ -244,6 +252,20 @@ impl Known {
             self.take_back.push(Invalidation::Attributes(pushed_out));
         }
         self.trust(ticket.epoch, now, now).at_least_now()
+    }
+
+    /// A file that no change is acknowledged of before `until`.
+    pub fn learn_lease(&mut self, ticket: Ticket, node: Arc<Node>, until: Instant, now: Instant) {
+        let changed = self.changes.may_be_missed(ticket.newest, node.inode, b"");
+        self.learn_node(ticket, node.clone(), now);
+        if !changed && ticket.epoch == self.epoch {
+            self.leases.keep(node, until);
+        }
+    }
+
+    /// A file as it is now in the whole swarm, if that is known without asking.
+    pub fn leased(&self, inode: InodeNumber, now: Instant) -> Option<Arc<Node>> {
+        self.leases.find(inode, now)
     }
 
     /// An answer about a name.

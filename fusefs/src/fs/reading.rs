@@ -59,6 +59,11 @@ impl FileSystem {
         Ok(opened)
     }
 
+    /// Whether an open needs no question now.
+    pub fn is_leased(&self, inode: InodeNumber) -> bool {
+        self.known.lock().leased(inode, Instant::now()).is_some()
+    }
+
     /// Bytes of an open file; fewer than `length` only at its end.
     pub async fn read(&self, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
         let deadline = Instant::now() + self.config.read_timeout;
@@ -102,8 +107,12 @@ impl FileSystem {
     async fn current(&self, inode: InodeNumber) -> Result<(Arc<Node>, Version), Errno> {
         let last = || self.known.lock().node(inode, Instant::now()).map(|(node, _)| (node, None));
         let ticket = self.ticket();
-        let asked = match self.is_offline().then(last).flatten() {
-            Some(last) => last,
+        let known = match self.is_offline() {
+            true => last(),
+            false => self.known.lock().leased(inode, Instant::now()).map(|node| (node, None)),
+        };
+        let asked = match known {
+            Some(known) => known,
             None => {
                 self.counters.asked("open");
                 match self.catalog.current(inode).await {
@@ -166,47 +175,36 @@ impl FileSystem {
             listing
         };
         let next = Siblings::opened(&mut self.siblings.lock(), &listing, inode);
-        let mut bytes = 0;
-        let next: Vec<Arc<Node>> = next
-            .into_iter()
-            .map(|index| listing.entries[index].1.clone())
-            .filter(|node| node.kind == Kind::File && (1..=WALK_FILE_BYTES_MOST).contains(&node.size))
-            .take_while(|node| {
-                bytes += node.size;
-                bytes <= WALK_BYTES_MOST
-            })
-            .collect();
+        let files = |index: &usize| listing.entries[*index].1.kind == Kind::File;
+        let next: Vec<InodeNumber> =
+            next.into_iter().filter(files).map(|index| listing.entries[index].1.inode).collect();
         if !next.is_empty() {
             let this = self.clone();
             self.tasks.spawn(async move { this.prefetch(next).await });
         }
     }
 
-    /// Manifests of all these in one question, then their bytes.
-    async fn prefetch(&self, nodes: Vec<Arc<Node>>) {
-        let digests: Vec<ManifestDigest> = nodes.iter().filter_map(|node| node.content).collect();
-        let unknown: Vec<ManifestDigest> = {
-            let manifests = self.manifests.lock();
-            digests.iter().copied().filter(|digest| !manifests.contains(digest)).collect()
-        };
-        if !unknown.is_empty() {
-            self.counters.asked("manifests");
-            let asked = self.catalog.manifests(unknown.clone());
-            let Ok(Ok(found)) = tokio::time::timeout(self.config.metadata_timeout, asked).await else { return };
-            for (digest, manifest) in unknown.into_iter().zip(found) {
-                if let Some(manifest) = manifest {
-                    self.remember(digest, &manifest);
-                }
+    /// Ask for all these at once, so that their opens need not, and fetch the bytes of the small ones.
+    async fn prefetch(&self, inodes: Vec<InodeNumber>) {
+        let ticket = self.ticket();
+        self.counters.asked("lease");
+        let asked = tokio::time::timeout(self.config.metadata_timeout, self.catalog.lease(inodes));
+        let Ok(Ok(leased)) = asked.await else { return };
+        let mut bytes = 0;
+        let mut versions = Vec::new();
+        for (node, manifest) in leased.files {
+            let node = Arc::new(node);
+            // Large manifests are left for when they are needed. Remembered before the lease, so that an open
+            // that finds the lease has nothing left to ask.
+            let wanted = node.kind == Kind::File && (manifest.is_some() || node.size <= WALK_FILE_BYTES_MOST);
+            let version = if wanted { self.version_of(&node, manifest).await.ok() } else { None };
+            if let Some(until) = leased.until {
+                self.learn(|known| known.learn_lease(ticket, node.clone(), until, Instant::now()));
             }
+            bytes += node.size;
+            let is_small = (1..=WALK_FILE_BYTES_MOST).contains(&node.size) && bytes <= WALK_BYTES_MOST;
+            versions.extend(version.filter(|_| is_small));
         }
-        let versions: Vec<Version> = {
-            let mut manifests = self.manifests.lock();
-            let version = |digest: ManifestDigest| {
-                let manifest = manifests.get(&digest)?.clone();
-                Some(Version { digest: Some(digest), manifest })
-            };
-            digests.into_iter().filter_map(version).collect()
-        };
         self.counters.prefetched_files.inc_by(versions.len() as u64);
         self.content.prefetch(versions);
     }

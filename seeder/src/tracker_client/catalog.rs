@@ -1,7 +1,7 @@
 //! The durable half: names and manifests.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -19,6 +19,9 @@ const PAGE_SILENCE: Duration = Duration::from_secs(10);
 /// Largest encoded manifest that is taken from a tracker.
 const MOST_MANIFEST_BYTES: usize = MAX_EXTENTS * 49 + 17;
 
+/// A lease that says it is longer is not believed: a walk would go on with old files.
+const LONGEST_LEASE: Duration = Duration::from_secs(1);
+
 /// How new an answer must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Currency {
@@ -35,6 +38,15 @@ pub struct NodeWithManifest {
     pub node: v1::Node,
     /// The manifest of a file: empty for an empty file, none if it is large and must be asked for.
     pub manifest: Option<Arc<Manifest>>,
+}
+
+/// Several inodes, and how long an open of them need not ask again.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    /// For each inode asked for, in order; none if it is gone.
+    pub nodes: Vec<Option<NodeWithManifest>>,
+    /// Until then no change of what these files contain is acknowledged to anybody; none: there is no lease.
+    pub until: Option<Instant>,
 }
 
 /// Why one operation of a mutation was refused.
@@ -88,14 +100,42 @@ impl TrackerClient {
             other => other?,
         };
         self.saw(Revision(reply.revision));
-        let encoded = reply.manifest;
         let node = reply.node.ok_or_else(|| self.nonsense("no inode"))?;
+        self.with_manifest(node, &reply.manifest).map(Some)
+    }
+
+    /// Inodes that will be opened soon, in that order, with a lease on what they contain.
+    pub async fn lease(&self, inodes: &[InodeNumber]) -> Result<Leased, TrackerError> {
+        let request = v1::LeaseNodesRequest {
+            inodes: inodes.iter().map(|inode| inode.0).collect(),
+            min_revision: self.newest_revision().0,
+        };
+        // Before it is asked: the tracker counts from later, so that it never ends a lease before we do.
+        let asked = Instant::now();
+        let reply = self
+            .ask(request, |channel, request| async move { catalog_client(channel).lease_nodes(request).await })
+            .await?;
+        self.saw(Revision(reply.revision));
+        if reply.nodes.len() != inodes.len() {
+            return Err(self.nonsense("leases"));
+        }
+        let term = Duration::from_millis(reply.lease_ms.into()).min(LONGEST_LEASE);
+        let found = |leased: v1::LeasedNode| {
+            leased.node.map(|node| self.with_manifest(node, &leased.manifest)).transpose()
+        };
+        Ok(Leased {
+            nodes: reply.nodes.into_iter().map(found).collect::<Result<_, _>>()?,
+            until: (!term.is_zero()).then(|| asked + term),
+        })
+    }
+
+    fn with_manifest(&self, node: v1::Node, encoded: &Bytes) -> Result<NodeWithManifest, TrackerError> {
         let manifest = match (node.manifest_digest.is_empty(), encoded.is_empty()) {
             (true, _) => Some(Arc::new(Manifest::default())),
             (false, true) => None,
-            (false, false) => Some(self.read_manifest(&node.manifest_digest, &encoded)?),
+            (false, false) => Some(self.read_manifest(&node.manifest_digest, encoded)?),
         };
-        Ok(Some(NodeWithManifest { node, manifest }))
+        Ok(NodeWithManifest { node, manifest })
     }
 
     async fn get_node(

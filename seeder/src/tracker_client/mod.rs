@@ -12,7 +12,7 @@ mod catalog;
 mod holders;
 
 pub use address::{AddressError, DEFAULT_PORT, TrackerAddress};
-pub use catalog::{Currency, NodeWithManifest, Outcome, Refusal};
+pub use catalog::{Currency, Leased, NodeWithManifest, Outcome, Refusal};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -10,9 +10,11 @@
 //! * [`state`]: the image, the changes for watchers, and the task that follows the store
 //! * [`writer`]: the queue of changes, and the group commit
 //! * [`manifests`]: what files consist of: written, read, verified, swept
+//! * [`leases`]: for a moment no change of some files is answered
 //! * `requests`, `numbers`, `seeders`: answers that are kept, numbers that are leased, the registry
 
 pub mod layout;
+pub mod leases;
 mod load;
 pub mod manifests;
 mod numbers;
@@ -26,9 +28,9 @@ pub mod writer;
 pub(crate) mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use swarm_proto::{Fault, PeerId, Revision, Segment, SwarmId};
+use swarm_proto::{Fault, InodeNumber, PeerId, Revision, Segment, SwarmId};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +40,7 @@ use crate::store::history::Follower;
 use crate::store::schema::{Key, Record, SeederRecord, Settings};
 use crate::store::{Commit, Leadership, Outcome, Store, StoreError, Write};
 
+use leases::Leases;
 use manifests::Manifests;
 use numbers::Numbers;
 use state::{Changes, State, View};
@@ -91,6 +94,7 @@ pub struct Catalog {
     state: Arc<State>,
     manifests: Arc<Manifests>,
     numbers: Arc<Numbers>,
+    leases: Arc<Leases>,
     writer: WriterHandle,
     importing: Arc<tokio::sync::Mutex<()>>,
     tasks: TaskTracker,
@@ -116,6 +120,7 @@ impl Catalog {
         manifests.find_leftovers().await?;
         tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), follower, stop.clone()));
         let answers = requests::Answers::load(store.clone(), config.answers_kept).await?;
+        let leases = Arc::new(Leases::new(Instant::now()));
         let writer = writer::start(
             writer::Parts {
                 store: store.clone(),
@@ -123,7 +128,9 @@ impl Catalog {
                 manifests: manifests.clone(),
                 numbers: numbers.clone(),
                 answers: answers.clone(),
+                leases: leases.clone(),
                 acks,
+                tasks: tasks.clone(),
             },
             tasks,
             stop.clone(),
@@ -133,7 +140,7 @@ impl Catalog {
             sweep::run(manifests.clone(), state.clone(), answers, config.clone(), Arc::clone(&importing), stop.clone());
         tasks.spawn(sweep);
         let catalog =
-            Arc::new(Self { store, state, manifests, numbers, writer, importing, tasks: tasks.clone(), stop });
+            Arc::new(Self { store, state, manifests, numbers, leases, writer, importing, tasks: tasks.clone(), stop });
         if let Some(settings) = config.settings
             && settings != catalog.settings()
         {
@@ -185,6 +192,16 @@ impl Catalog {
         let newest = tokio::time::timeout(CATCH_UP, self.store.revision()).await;
         let newest = newest.map_err(|_| refuse_unavailable("the catalog's store does not answer"))?;
         self.state.view_at(newest.map_err(|error| refusal_of(&error))?).await
+    }
+
+    /// All names, and a lease on the content of these inodes for the time returned: until it is over, no
+    /// change of them is answered. Zero: none is given, because others write to the store too or because
+    /// there are too many.
+    pub async fn view_leased(&self, inodes: &[InodeNumber]) -> Result<(View<'_>, Duration), Refusal> {
+        let view = self.view_current().await?;
+        // Under the view: a change that it does not show finds the lease when it is to be answered.
+        let leased = !self.store.is_shared() && self.leases.give(inodes, Instant::now());
+        Ok((view, if leased { leases::TERM } else { Duration::ZERO }))
     }
 
     /// What changes after a revision.
@@ -245,6 +262,10 @@ impl Catalog {
 
     pub(crate) fn numbers(&self) -> &Numbers {
         &self.numbers
+    }
+
+    pub(crate) fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     pub(crate) fn tasks(&self) -> &TaskTracker {

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarm_proto::{Fault, InodeNumber, ManifestDigest, PeerId, Revision};
 
@@ -254,6 +254,9 @@ impl Import {
             return Err(Refusal::new(Fault::Unavailable, "the catalog was replaced meanwhile: try again"));
         };
         self.catalog.state().reached_within(revision, RELOAD).await;
+        if let Some(end) = self.catalog.leases().end_of_all(Instant::now()) {
+            tokio::time::sleep_until(end.into()).await;
+        }
         let counts = self.image.counts();
         // Now the old tree goes; after a kill the next start finds its mark.
         self.tree = old.tree;

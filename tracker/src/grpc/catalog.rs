@@ -98,6 +98,10 @@ impl catalog_server::Catalog for CatalogService {
         read::get_node(&self.catalog, request.into_inner()).await.map(Response::new)
     }
 
+    async fn lease_nodes(&self, request: Request<v1::LeaseNodesRequest>) -> Reply<v1::LeaseNodesReply> {
+        read::lease_nodes(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
     async fn read_dir(&self, request: Request<v1::ReadDirRequest>) -> Reply<Self::ReadDirStream> {
         read::read_dir(self.catalog.clone(), request.into_inner()).await.map(Response::new)
     }

@@ -21,7 +21,7 @@ const STREAMED: [&str; 6] = ["Announce", "Watch", "Export", "Import", "PutManife
 
 /// Unary calls; anything else that a client asks for is counted as `other`, so that invented names do
 /// not fill the metrics.
-const UNARY: [&str; 15] = [
+const UNARY: [&str; 16] = [
     "Locate",
     "Place",
     "Report",
@@ -30,6 +30,7 @@ const UNARY: [&str; 15] = [
     "Lookup",
     "Resolve",
     "GetNode",
+    "LeaseNodes",
     "ReadDir",
     "GetManifest",
     "GetManifests",

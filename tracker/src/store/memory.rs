@@ -110,6 +110,10 @@ impl Store for MemoryStore {
         ready(Ok(Leadership { epoch: state.epoch, lost: CancellationToken::new() })).boxed()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(Ok(())).boxed()
     }

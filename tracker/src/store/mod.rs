@@ -208,6 +208,9 @@ pub trait Store: Send + Sync + 'static {
     /// Wait until this process leads.
     fn lead(&self) -> BoxFuture<'_, Result<Leadership, StoreError>>;
 
+    /// Whether other processes may change it too.
+    fn is_shared(&self) -> bool;
+
     /// Return once everything committed before survives a power cut.
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }

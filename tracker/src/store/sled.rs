@@ -344,6 +344,10 @@ impl Store for SledStore {
         self.run(Inner::lead).boxed()
     }
 
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.run(Inner::sync).boxed()
     }

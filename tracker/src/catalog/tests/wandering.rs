@@ -47,6 +47,10 @@ impl Store for Wandering {
         self.0.lead()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.0.sync()
     }

@@ -1,16 +1,17 @@
 //! One group of requests: planned together, committed together, answered together.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use bytes::Bytes;
-use swarm_proto::{Fault, ManifestDigest, Revision};
+use swarm_proto::{Fault, InodeNumber, ManifestDigest, Revision};
 
 use super::{Done, Job, Mutated, Parts, Ready};
 use crate::catalog::manifests::Origin;
 use crate::catalog::requests::{Answers, Known};
 use crate::catalog::state::Seen;
 use crate::catalog::{now_ns, refusal_of, refuse_unavailable};
-use crate::namespace::{Draft, Fresh, NameWrite, Refusal, Relied, plan};
+use crate::namespace::{Draft, Fresh, Image, NameWrite, Node, Refusal, Relied, plan};
 use crate::store::schema::{Key, Record, TreeNumber, answers};
 use crate::store::{Commit, Condition, Outcome, StoreError, Write};
 
@@ -29,12 +30,12 @@ pub(super) async fn commit(parts: &Parts, group: Vec<Job>) {
             Err(error) => return refuse_all(group, &error),
         };
         let at_ns = now_ns();
-        let (commit, results) = plan_group(&parts.state.view(), &group, at_ns, &mut fresh);
+        let (commit, planned) = plan_group(&parts.state.view(), &group, at_ns, &mut fresh);
         match parts.store.commit(commit).await {
             Ok(Outcome::Committed(revision)) => {
                 parts.numbers.give_back(fresh).await;
                 parts.state.reached(revision).await;
-                return answer_all(parts, group, results, at_ns, revision);
+                return answer_all(parts, group, planned, at_ns, revision);
             }
             Ok(Outcome::Conflict) => {}
             Err(error) => return refuse_all(group, &error),
@@ -71,25 +72,37 @@ async fn answer_known(parts: &Parts, group: Vec<Job>) -> Vec<Job> {
                 .map_err(|error| Refusal::new(Fault::Corrupt, error.to_string())),
             Err(refusal) => Err(refusal),
         };
-        drop(job.reply.send(answer));
+        // What it changed is not known any more.
+        let leased = parts.leases.end_of_all(Instant::now());
+        answer_after(parts, leased, job, answer);
     }
     rest
 }
 
-fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Commit, Vec<Vec<Done>>) {
+/// What a job comes to once the group is committed.
+#[derive(Default)]
+struct Planned {
+    results: Vec<Done>,
+    /// Files that it removes or gives another content.
+    changed: Vec<InodeNumber>,
+}
+
+fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Commit, Vec<Planned>) {
     let mut draft = Draft::new(&seen.image);
     let mut manifests = HashMap::new();
     let mut writes = Vec::new();
     let mut conditions = Vec::new();
-    let mut results = Vec::with_capacity(group.len());
+    let mut jobs = Vec::with_capacity(group.len());
     for job in group {
-        let done: Vec<Done> = job
+        let mut changed = Vec::new();
+        let results: Vec<Done> = job
             .operations
             .iter()
             .map(|operation| {
                 let Ready { operation, manifest } = operation.as_ref().map_err(Clone::clone)?;
                 let planned = plan::plan(&draft, operation, at_ns, fresh)?;
                 draft.absorb(&planned);
+                changed.extend(planned.writes.iter().filter_map(|write| changes_content(&seen.image, write)));
                 if let Some(manifest) = manifest {
                     manifests.entry(manifest.digest).or_insert_with(|| manifest.clone());
                 }
@@ -97,8 +110,8 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
             })
             .collect();
         conditions.push(Condition::Absent(Key::Request(job.id).encode()));
-        writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&done)));
-        results.push(done);
+        writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&results)));
+        jobs.push(Planned { results, changed });
     }
     for (digest, manifest) in manifests {
         let key = Key::Manifest(digest).encode();
@@ -118,7 +131,14 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
     // The tree is the live one: no import came between.
     conditions.push(Condition::UnchangedSince(Key::Swarm.encode(), seen.revision));
     writes.extend(drafted.writes.into_iter().map(|write| record_of(tree, write)));
-    (Commit { conditions, writes }, results)
+    (Commit { conditions, writes }, jobs)
+}
+
+/// The file that the write removes or gives another content.
+fn changes_content(image: &Image, write: &NameWrite) -> Option<InodeNumber> {
+    let NameWrite::Node(inode, new) = write else { return None };
+    let old = image.node(*inode)?.content()?;
+    (new.as_ref().and_then(Node::content) != Some(old)).then_some(*inode)
 }
 
 fn condition_of(tree: TreeNumber, relied: Relied, since: Revision) -> Condition {
@@ -170,10 +190,22 @@ async fn look_again(parts: &Parts, group: &mut [Job]) -> Result<(), StoreError> 
     Ok(())
 }
 
-fn answer_all(parts: &Parts, group: Vec<Job>, results: Vec<Vec<Done>>, at_ns: i64, revision: Revision) {
-    for (job, results) in group.into_iter().zip(results) {
+fn answer_all(parts: &Parts, group: Vec<Job>, planned: Vec<Planned>, at_ns: i64, revision: Revision) {
+    for (job, Planned { results, changed }) in group.into_iter().zip(planned) {
         parts.answers.kept(job.id, at_ns);
-        drop(job.reply.send(Ok(Mutated { revision, results })));
+        let leased = parts.leases.end_of(&changed, Instant::now());
+        answer_after(parts, leased, job, Ok(Mutated { revision, results }));
+    }
+}
+
+/// Answer once no lease is left on what was changed; the writer does not wait for that.
+fn answer_after(parts: &Parts, leased: Option<Instant>, job: Job, answer: Result<Mutated, Refusal>) {
+    match leased.filter(|_| answer.is_ok()) {
+        None => drop(job.reply.send(answer)),
+        Some(end) => drop(parts.tasks.spawn(async move {
+            tokio::time::sleep_until(end.into()).await;
+            drop(job.reply.send(answer));
+        })),
     }
 }
 

@@ -3,7 +3,8 @@
 //! What waits is committed together: one flush for many requests. Each request is planned on what those
 //! before it in the group leave, and is answered only after its group was committed and the image shows it.
 //!
-//! Invariant: a request that was answered is committed, and its answer with it.
+//! Invariants: a request that was answered is committed, and its answer with it; no lease on what it changed
+//! is left then.
 
 mod group;
 mod prepare;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use group::record_of;
 
+use super::leases::Leases;
 use super::manifests::{Manifests, Prepared};
 use super::numbers::Numbers;
 use super::refuse_unavailable;
@@ -105,7 +107,9 @@ pub(super) struct Parts {
     pub(super) manifests: Arc<Manifests>,
     pub(super) numbers: Arc<Numbers>,
     pub(super) answers: Arc<Answers>,
+    pub(super) leases: Arc<Leases>,
     pub(super) acks: Arc<dyn AckSink>,
+    pub(super) tasks: TaskTracker,
 }
 
 /// A request in the queue.

@@ -13,7 +13,7 @@ use crate::catalog::manifests::Upload;
 /// Most digests of one call.
 const MOST_DIGESTS: u64 = 1024;
 /// A reply of several manifests stays below this.
-const MOST_REPLY_BYTES: usize = 1024 * 1024;
+pub(super) const MOST_REPLY_BYTES: usize = 1024 * 1024;
 
 pub(super) async fn get(
     catalog: &Catalog,

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use swarm_proto::manifest::INLINE_BYTES;
-use swarm_proto::{Fault, InodeNumber, Revision, fault, v1};
+use swarm_proto::{Fault, InodeNumber, Revision, convert as fields, fault, v1};
 use tonic::Status;
 
+use super::manifests::MOST_REPLY_BYTES;
 use super::{Answers, convert, status_of};
 use crate::catalog::state::{Changes, View};
 use crate::catalog::{CATCH_UP, Catalog};
-use crate::namespace::Name;
+use crate::namespace::{Name, Node};
 use crate::store::StoreError;
 use crate::store::history::Follower;
 
 /// Entries in a message: some 150 bytes each.
 const PAGE_ENTRIES: usize = 1000;
+/// Most inodes of one call.
+const MOST_LEASED: u64 = 1024;
 /// Changes in a message of a watch.
 const PAGE_CHANGES: usize = 4096;
 
@@ -81,6 +84,35 @@ pub(super) async fn get_node(catalog: &Catalog, request: v1::GetNodeRequest) -> 
         reply.manifest = manifest.unwrap_or_default();
     }
     Ok(reply)
+}
+
+pub(super) async fn lease_nodes(
+    catalog: &Catalog,
+    request: v1::LeaseNodesRequest,
+) -> Result<v1::LeaseNodesReply, Status> {
+    fields::within("inodes", request.inodes.len() as u64, 0, MOST_LEASED)?;
+    let inodes: Vec<InodeNumber> = request.inodes.into_iter().map(InodeNumber).collect();
+    drop(catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?);
+    let (revision, term, mut nodes, digests) = {
+        let (view, term) = catalog.view_leased(&inodes).await.map_err(status_of)?;
+        let found = || inodes.iter().map(|inode| Some((*inode, view.image.node(*inode)?)));
+        let digest = |found: Option<(_, &Node)>| found?.1.content()?.manifest;
+        let leased = |found: Option<(_, &_)>| v1::LeasedNode {
+            node: found.map(|(inode, node)| convert::node(inode, node)),
+            manifest: Bytes::new(),
+        };
+        let digests: Vec<_> = found().map(digest).collect();
+        (view.revision, term, found().map(leased).collect::<Vec<_>>(), digests)
+    };
+    let mut room = MOST_REPLY_BYTES;
+    for (leased, digest) in nodes.iter_mut().zip(digests) {
+        let Some(digest) = digest else { continue };
+        let manifest = catalog.manifests().whole(digest, room.min(INLINE_BYTES)).await.map_err(status_of)?;
+        leased.manifest = manifest.unwrap_or_default();
+        room -= leased.manifest.len();
+    }
+    let lease_ms = u32::try_from(term.as_millis()).unwrap_or(0);
+    Ok(v1::LeaseNodesReply { revision: revision.0, nodes, lease_ms })
 }
 
 /// Where a listing stands.
