@@ -12,7 +12,7 @@ use swarm_proto::v1::catalog_client::CatalogClient;
 use swarm_proto::v1::operation::Operation;
 use swarm_proto::v1::{self, publish_file::Content};
 use swarm_proto::{Extent, Fault, Manifest, PeerId, RequestId, Segment, fault};
-use swarm_tracker::Tracker;
+use swarm_tracker::{Tracker, TrackerConfig};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -218,6 +218,31 @@ async fn large_manifests_go_in_and_out_in_pages() {
     assert_eq!(reply.manifests, [small.encode(), Bytes::new(), large.encode(), small.encode()]);
     let request = v1::GetManifestRequest { digest: unknown.to_wire() };
     assert_eq!(fault_of(client.get_manifest(request).await), Fault::NotFound);
+}
+
+#[tokio::test]
+async fn files_are_leased_in_the_order_asked_with_their_manifests() {
+    // A store that is this process's alone: others are not leased from.
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrackerConfig { data: Some(folder.path().to_owned()), ..config() };
+    let tracker = Tracker::start(config).await.unwrap();
+    let mut client = client(&tracker).await;
+    let small = manifest(5, 2);
+    let file = make(&mut client, inline(ROOT, b"small", &small)).await;
+    let folder = make(&mut client, directory(ROOT, b"folder")).await;
+    let empty = make(&mut client, inline(ROOT, b"empty", &Manifest::default())).await;
+    let inodes = vec![empty.inode, 99_999_999, file.inode, folder.inode];
+    let reply = client.lease_nodes(v1::LeaseNodesRequest { inodes, min_revision: 0 }).await.unwrap().into_inner();
+    let nodes: Vec<Option<u64>> = reply.nodes.iter().map(|leased| Some(leased.node.as_ref()?.inode)).collect();
+    assert_eq!(nodes, [Some(empty.inode), None, Some(file.inode), Some(folder.inode)]);
+    let manifests: Vec<&[u8]> = reply.nodes.iter().map(|leased| &leased.manifest[..]).collect();
+    assert_eq!(manifests, [&b""[..], b"", &small.encode()[..], b""]);
+    assert!(reply.lease_ms > 0 && reply.revision > 0);
+    let none = client.lease_nodes(v1::LeaseNodesRequest { inodes: vec![], min_revision: 0 }).await.unwrap();
+    assert!(none.into_inner().nodes.is_empty());
+    let inodes = vec![1; 1025];
+    let refused = client.lease_nodes(v1::LeaseNodesRequest { inodes, min_revision: 0 }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! **PURE.** Tells a walk over the files of one directory (tar, cp -r, grep -r) from single opens.
 //!
 //! Not which bytes are fetched. A walk follows the order of the listing or that of the inode numbers
-//! (cp sorts by those), so both are followed. Invariant: no file is named twice in one walk.
+//! (cp sorts by those), so both are followed. Where one directory was walked to its end, the next one is
+//! taken for walked from its first file on. Invariant: no file is named twice in one walk.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -19,6 +20,8 @@ const WALK_AFTER: u32 = 2;
 const MOST_SKIPPED: usize = 8;
 /// Files ahead of the walk: at first, and at most.
 const AHEAD: (usize, usize) = (16, 256);
+/// Opens in order that are taken for granted in a directory after one that was walked to its end.
+const HEAD_START: u32 = WALK_AFTER + 2;
 /// Directories that are followed at once.
 const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
@@ -44,6 +47,8 @@ struct Walk {
     run: u32,
     /// Places below this one were named already.
     named: usize,
+    /// It began in another directory.
+    goes_on: bool,
 }
 
 impl Siblings {
@@ -56,7 +61,8 @@ impl Siblings {
     pub(super) fn opened(&mut self, listing: &Arc<Listing>, inode: InodeNumber) -> Vec<usize> {
         let fresh = |walked: &Walked| Arc::ptr_eq(&walked.listing, listing);
         if !self.directories.peek(&listing.directory).is_some_and(fresh) {
-            self.directories.put(listing.directory, Walked::new(listing.clone()));
+            let goes_on = self.directories.iter().next().is_some_and(|(_, latest)| latest.was_walked());
+            self.directories.put(listing.directory, Walked::new(listing.clone(), goes_on));
         }
         match self.directories.get_mut(&listing.directory) {
             Some(walked) => walked.opened(inode),
@@ -66,14 +72,22 @@ impl Siblings {
 }
 
 impl Walked {
-    fn new(listing: Arc<Listing>) -> Self {
+    /// `goes_on`: a walk has just ended in another directory.
+    fn new(listing: Arc<Listing>, goes_on: bool) -> Self {
         let mut by_inode: Vec<usize> = (0..listing.entries.len()).collect();
         by_inode.sort_by_key(|index| listing.entries[*index].1.inode);
         let mut places = HashMap::with_capacity(by_inode.len());
         for (by_number, index) in by_inode.iter().enumerate() {
             places.insert(listing.entries[*index].1.inode, (*index, by_number));
         }
-        Self { listing, by_inode, places, by_name_walk: Walk::default(), by_inode_walk: Walk::default() }
+        let walk = || Walk { goes_on, ..Walk::default() };
+        Self { listing, by_inode, places, by_name_walk: walk(), by_inode_walk: walk() }
+    }
+
+    /// Whether a walk came to the end of it.
+    fn was_walked(&self) -> bool {
+        let length = self.listing.entries.len();
+        self.by_name_walk.ended(length) || self.by_inode_walk.ended(length)
     }
 
     fn opened(&mut self, inode: InodeNumber) -> Vec<usize> {
@@ -89,10 +103,15 @@ impl Walked {
 }
 
 impl Walk {
+    fn ended(&self, length: usize) -> bool {
+        self.run >= WALK_AFTER && self.last.is_some_and(|last| last + MOST_SKIPPED >= length)
+    }
+
     fn at(&mut self, place: usize, length: usize) -> Range<usize> {
         match self.last {
             Some(last) if place == last => return 0..0,
             Some(last) if place > last && place - last <= MOST_SKIPPED => self.run += 1,
+            None if self.goes_on && place <= MOST_SKIPPED => self.run = HEAD_START,
             _ => {
                 self.run = 0;
                 self.named = 0;
@@ -167,6 +186,21 @@ mod tests {
         }
         let named: Vec<u64> = named.into_iter().map(|index| inodes[index]).collect();
         assert_eq!(named, sorted[3..]);
+    }
+
+    #[test]
+    fn the_directory_after_one_that_was_walked_is_named_from_its_first_file_on() {
+        let (first, second) = (listing(10..30), listing(1_000..1_100));
+        let second = Arc::new(Listing { directory: InodeNumber(2), entries: second.entries.clone() });
+        let mut siblings = Siblings::new();
+        for (_, node) in &first.entries {
+            siblings.opened(&first, node.inode);
+        }
+        assert_eq!(siblings.opened(&second, InodeNumber(1_000)), (1..65).collect::<Vec<_>>());
+        assert_eq!(siblings.opened(&second, InodeNumber(1_001)), (65..100).collect::<Vec<_>>());
+        // One that begins in the middle is none.
+        let third = Arc::new(Listing { directory: InodeNumber(3), entries: second.entries.clone() });
+        assert!(siblings.opened(&third, InodeNumber(1_050)).is_empty());
     }
 
     #[test]

@@ -22,6 +22,11 @@ async fn open(bench: &Bench, inode: InodeNumber) -> (u64, bool) {
     (opened.handle, matches!(opened.mode, Mode::Cached { keep_pages: true }))
 }
 
+async fn read(bench: &Bench, inode: InodeNumber) -> Bytes {
+    let (handle, _) = open(bench, inode).await;
+    bench.fs.read(handle, 0, 100).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_name_is_asked_for_once_also_if_it_does_not_exist() {
     let bench = Bench::new(false).await;
@@ -227,7 +232,44 @@ async fn a_walk_over_a_directory_has_manifests_and_bytes_before_they_are_opened(
     bench.until("the next files are fetched", |bench| bench.swarm.prefetched.lock().len() >= 16).await;
     let before = bench.swarm.asked();
     open(&bench, inodes[5]).await;
-    assert_eq!(bench.swarm.asked() - before, 1, "the manifest is here already");
+    assert_eq!(bench.swarm.asked() - before, 1, "no lease, but the manifest is here already");
+}
+
+/// A walk over 40 files, of which the first sixteen after the third are leased.
+async fn walked(bench: &Bench) -> Vec<InodeNumber> {
+    bench.swarm.leases.store(true, Ordering::SeqCst);
+    let inodes: Vec<InodeNumber> = (0..40)
+        .map(|index| {
+            let inode = bench.swarm.make(ROOT, format!("{index:02}"), Kind::File);
+            bench.swarm.write(inode, format!("file {index}").as_bytes());
+            inode
+        })
+        .collect();
+    let directory = bench.fs.open_directory(ROOT);
+    bench.fs.page_at(directory, 0).await.unwrap();
+    for inode in &inodes[..3] {
+        open(bench, *inode).await;
+    }
+    bench.until("the next files are leased", |bench| inodes[3..19].iter().all(|file| bench.fs.is_leased(*file))).await;
+    inodes
+}
+
+#[tokio::test]
+async fn a_leased_file_is_opened_without_a_question_until_it_is_known_to_have_changed() {
+    let bench = Bench::new(false).await;
+    let inodes = walked(&bench).await;
+    let before = bench.swarm.asked();
+    assert_eq!(read(&bench, inodes[4]).await, "file 4");
+    assert_eq!(bench.swarm.asked(), before);
+    // What is written within a lease is not acknowledged yet: the old bytes are right.
+    bench.swarm.write_silently(inodes[5], b"new");
+    assert_eq!(read(&bench, inodes[5]).await, "file 5");
+    bench.swarm.write(inodes[6], b"new");
+    bench.until("it is told", |bench| !bench.fs.is_leased(inodes[6])).await;
+    assert_eq!(read(&bench, inodes[6]).await, "new");
+    bench.swarm.end_watches();
+    bench.until("all is in doubt", |bench| inodes.iter().all(|file| !bench.fs.is_leased(*file))).await;
+    assert_eq!(read(&bench, inodes[5]).await, "new");
 }
 
 #[tokio::test]

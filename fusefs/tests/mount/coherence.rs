@@ -24,6 +24,36 @@ fn an_open_after_a_commit_sees_it_at_every_mount() {
 }
 
 #[test]
+fn an_open_after_a_commit_sees_it_also_in_the_middle_of_a_walk() {
+    let swarm = Swarm::new(1);
+    swarm.make_folder("/folder");
+    let names: Vec<String> = (0..60).map(|index| format!("{index:02}")).collect();
+    for name in &names {
+        swarm.publish(format!("/folder/{name}"), b"0");
+    }
+    let mounted = swarm.mount("m");
+    let read = |name: &String| std::fs::read_to_string(mounted.path("folder").join(name)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Whoever walks asks for what comes next, and so holds it while it changes.
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::fs::read_dir(mounted.path("folder")).unwrap().for_each(drop);
+                names.iter().for_each(|name| drop(read(name)));
+            }
+        });
+        let stale = (1..40).find(|version: &usize| {
+            let name = &names[version * 7 % names.len()];
+            swarm.publish(format!("/folder/{name}"), version.to_string().as_bytes());
+            read(name) != version.to_string()
+        });
+        // Before anything may fail: the walk goes on until then.
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(stale, None, "an open after the commit showed an older version");
+    });
+}
+
+#[test]
 fn names_that_are_made_moved_and_removed_show_within_a_second() {
     let swarm = Swarm::new(1);
     swarm.make_folder("/folder");

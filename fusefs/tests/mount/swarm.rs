@@ -46,9 +46,10 @@ impl Swarm {
     pub(crate) fn new(seeders: usize) -> Self {
         let runtime = Runtime::new().unwrap();
         let stop = CancellationToken::new();
+        let folder = tempfile::tempdir().unwrap();
         let config = TrackerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
-            data: None,
+            data: Some(folder.path().join("tracker")),
             admin_listen: AdminListen::Off,
             ..TrackerConfig::default()
         };
@@ -58,7 +59,7 @@ impl Swarm {
             client(&tracker.address().to_string())
         };
         let seeders = (0..seeders).map(|_| runtime.block_on(seeder(&client, stop.clone()))).collect();
-        Self { runtime, tracker: Some(tracker), client, seeders, folder: tempfile::tempdir().unwrap(), stop }
+        Self { runtime, tracker: Some(tracker), client, seeders, folder, stop }
     }
 
     pub(crate) fn address(&self) -> String {

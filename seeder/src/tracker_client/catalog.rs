@@ -120,9 +120,8 @@ impl TrackerClient {
             return Err(self.nonsense("leases"));
         }
         let term = Duration::from_millis(reply.lease_ms.into()).min(LONGEST_LEASE);
-        let found = |leased: v1::LeasedNode| {
-            leased.node.map(|node| self.with_manifest(node, &leased.manifest)).transpose()
-        };
+        let found =
+            |leased: v1::LeasedNode| leased.node.map(|node| self.with_manifest(node, &leased.manifest)).transpose();
         Ok(Leased {
             nodes: reply.nodes.into_iter().map(found).collect::<Result<_, _>>()?,
             until: (!term.is_zero()).then(|| asked + term),

@@ -159,3 +159,24 @@ fn changes_that_are_forgotten_still_judge_old_answers() {
     }
     assert_eq!(known.learn_node(ticket, file(77), now), Trust::For(Duration::ZERO));
 }
+
+#[test]
+fn a_lease_holds_until_it_is_over_or_a_change_is_pushed_or_may_have_been_missed() {
+    let (mut known, now) = live();
+    let (ticket, until) = (known.ticket(Revision(5)), now + HOUR);
+    for inode in [2, 3, 4] {
+        known.learn_lease(ticket, file(inode), until, now);
+        assert!(known.leased(InodeNumber(inode), now).is_some());
+        assert!(known.leased(InodeNumber(inode), until).is_none(), "it is over");
+    }
+    known.changed(Revision(6), &change(2, ""));
+    assert!(known.leased(InodeNumber(2), now).is_none(), "it changed");
+    // An answer from before the change that came after it.
+    known.learn_lease(ticket, file(2), until, now);
+    assert!(known.leased(InodeNumber(2), now).is_none(), "the answer is older than the change");
+    assert!(known.leased(InodeNumber(3), now).is_some());
+    known.lost();
+    assert!(known.leased(InodeNumber(3), now).is_none(), "changes may be missed");
+    known.learn_lease(ticket, file(4), until, now);
+    assert!(known.leased(InodeNumber(4), now).is_none(), "it was asked for before that");
+}

@@ -1,5 +1,6 @@
 //! The shell over real stores: groups, retries, restarts, replicas, manifests.
 
+mod leases;
 mod manifests;
 mod replicas;
 mod requests;
