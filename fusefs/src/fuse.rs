@@ -34,8 +34,11 @@ use convert::{GENERATION, Numbers, errno, file_type};
 
 /// Requests of the kernel's readahead that wait for us at once.
 const MAX_BACKGROUND: u16 = 64;
-/// Longest request: more the kernel does not send.
-const MAX_REQUEST_BYTES: u32 = 1024 * 1024;
+/// Longest request: more the kernel does not send. Its readahead begins with this much and goes on in multiples
+/// of it, so that no request lies across two of the runs in which we fetch, which would be put together.
+const MAX_REQUEST_BYTES: u32 = 256 * 1024;
+/// How far the kernel reads ahead by itself.
+const KERNEL_READAHEAD_BYTES: u32 = 1024 * 1024;
 /// Given to a task beyond the deadline of what it does, so that its own error is the one that is seen.
 const GRACE: Duration = Duration::from_millis(500);
 /// Block in which `df` counts.
@@ -134,7 +137,7 @@ impl Filesystem for Operations {
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_write(MAX_REQUEST_BYTES);
-        if let Err(most) = config.set_max_readahead(MAX_REQUEST_BYTES) {
+        if let Err(most) = config.set_max_readahead(KERNEL_READAHEAD_BYTES) {
             let _ = config.set_max_readahead(most);
         }
         match config.add_capabilities(InitFlags::FUSE_PASSTHROUGH) {

@@ -6,8 +6,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
@@ -19,6 +20,11 @@ pub mod sim;
 
 /// Most pieces in one vectored write; Linux takes 1,024.
 const MOST_PIECES: usize = 1024;
+
+/// A page of memory.
+const PAGE_BYTES: usize = 4096;
+/// From this length on a read is worth the room that its alignment costs.
+const ALIGN_FROM: usize = 64 * 1024;
 
 /// What one folder entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,25 @@ pub struct DiskSpace {
     pub total: u64,
     /// Bytes that this process may still write.
     pub free: u64,
+}
+
+/// What tells a file that was changed from one that was not.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    /// Its number.
+    pub inode: u64,
+    /// Its bytes.
+    pub length: u64,
+    /// When anything of it was changed last, nanoseconds since 1970.
+    pub changed_ns: i128,
+    /// How long ago that was, by the same clock.
+    pub unchanged_for: Duration,
+}
+
+impl PartialEq for Stamp {
+    fn eq(&self, other: &Self) -> bool {
+        (self.inode, self.length, self.changed_ns) == (other.inode, other.length, other.changed_ns)
+    }
 }
 
 /// How a file is opened.
@@ -78,7 +103,9 @@ pub trait DiskFile: Send + Sync {
     /// Write all pieces one after the other.
     fn write_at(&self, pieces: &[Bytes], offset: u64) -> io::Result<()>;
     /// Exactly `length` bytes. Errors: `UnexpectedEof` if the file is shorter.
-    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes>;
+    /// By which a change since then will be known; none if this disk cannot say.
+    fn stamp(&self) -> io::Result<Option<Stamp>>;
     /// Make the bytes and the length survive a power cut (fdatasync).
     fn sync(&self) -> io::Result<()>;
 }
@@ -183,11 +210,16 @@ impl DiskFile for File {
         Ok(())
     }
 
-    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        // `pread` into spare capacity: the buffer is not zeroed first.
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            let at = offset + bytes.len() as u64;
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        // `pread` into spare capacity: the buffer is not zeroed first. Large reads go to the start of a page:
+        // where a page is copied to a few bytes behind the start of another, some processors are several
+        // times slower, and an allocator's large blocks begin just there.
+        let align = if length < ALIGN_FROM { 1 } else { PAGE_BYTES };
+        let mut bytes: Vec<u8> = Vec::with_capacity(length + align - 1);
+        let start = bytes.as_ptr().align_offset(align).min(align - 1);
+        bytes.resize(start, 0);
+        while bytes.len() < start + length {
+            let at = offset + (bytes.len() - start) as u64;
             match rustix::io::pread(self, spare_capacity(&mut bytes), at) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
@@ -195,8 +227,17 @@ impl DiskFile for File {
                 Err(error) => return Err(error.into()),
             }
         }
-        bytes.truncate(length);
-        Ok(bytes)
+        Ok(Bytes::from(bytes).slice(start..start + length))
+    }
+
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        let meta = self.metadata()?;
+        let changed_ns = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - changed_ns;
+        // A change that is still to come was made by a clock that was set back since.
+        let unchanged_for = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
+        Ok(Some(Stamp { inode: meta.ino(), length: meta.len(), changed_ns, unchanged_for }))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -231,10 +272,33 @@ mod tests {
         let file = RealDisk.create(&dir.path().join("f")).unwrap();
         file.reserve(1 << 20).unwrap();
         assert_eq!(file.length().unwrap(), 0, "a reservation is not content");
+        let large = Bytes::from((0..200_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
+        file.write_at(std::slice::from_ref(&large), 0).unwrap();
+        for (offset, length) in [(0, 200_000), (1, ALIGN_FROM), (77, ALIGN_FROM - 1), (199_999, 1)] {
+            let read = file.read_at(offset as u64, length).unwrap();
+            assert_eq!(read, large[offset..offset + length]);
+            assert!(length < ALIGN_FROM || read.as_ptr() as usize % PAGE_BYTES == 0);
+        }
+        assert_eq!(file.read_at(1, 200_000).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let file = RealDisk.create(&dir.path().join("g")).unwrap();
         let pieces: Vec<Bytes> = (0..3000u32).map(|i| Bytes::from(i.to_le_bytes().to_vec())).collect();
         file.write_at(&pieces, 5).unwrap();
         assert_eq!(file.read_at(5, 12_000).unwrap(), pieces.concat());
         assert_eq!(file.read_at(5, 12_001).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_stamp_is_another_after_a_change_and_the_same_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealDisk.create(&dir.path().join("f")).unwrap();
+        file.write_at(&[Bytes::from_static(b"bytes")], 0).unwrap();
+        let before = file.stamp().unwrap().unwrap();
+        assert_eq!(file.read_at(0, 5).unwrap(), "bytes");
+        assert_eq!(file.stamp().unwrap().unwrap(), before);
+        // Longer than any step of the clock by which files are stamped.
+        std::thread::sleep(Duration::from_millis(30));
+        file.write_at(&[Bytes::from_static(b"B")], 0).unwrap();
+        assert_ne!(file.stamp().unwrap().unwrap(), before);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) fn segment_length(bytes: u64) -> Option<u32> {
 }
 
 /// Read a run of chunks; not verified.
-pub(super) fn read_chunks(file: &dyn DiskFile, segment: Segment, chunks: ChunkRange) -> io::Result<Vec<u8>> {
+pub(super) fn read_chunks(file: &dyn DiskFile, segment: Segment, chunks: ChunkRange) -> io::Result<Bytes> {
     let range = segment.bytes_of(chunks);
     let length = usize::try_from(range.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     file.read_at(range.start, length)
@@ -62,13 +62,13 @@ pub(super) fn write_chunks(file: &dyn DiskFile, segment: Segment, chunks: ChunkR
 /// Read the tree at the tail; `None` if it does not fold to the id.
 pub(super) fn read_tree(file: &dyn DiskFile, segment: Segment) -> io::Result<Option<ChunkTree>> {
     let values = match ChunkTree::wire_len(segment) {
-        0 => Vec::new(),
+        0 => Bytes::new(),
         length => match file.read_at(u64::from(segment.length), length) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             other => other?,
         },
     };
-    Ok(ChunkTree::verify(segment, values.into()).ok())
+    Ok(ChunkTree::verify(segment, values).ok())
 }
 
 /// Write the tree at the tail.

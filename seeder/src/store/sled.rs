@@ -25,6 +25,7 @@ mod database;
 mod home;
 mod index;
 mod lane;
+mod proofs;
 mod read;
 mod recovery;
 mod room;
@@ -39,6 +40,7 @@ pub use self::core::StoreConfig;
 use self::commit::{Change, Staged};
 use self::core::{Core, Numbers, TreeCache, closed};
 use self::lane::lane;
+use self::proofs::Proofs;
 use self::schema::{Row, Setting};
 use self::settle::{Chore, RaiseJob, Unsettled};
 use self::writer::{SledWriter, Sync};
@@ -100,6 +102,7 @@ impl SledStore {
             index: index::Index::default(),
             room,
             trees: TreeCache::default(),
+            proofs: Proofs::new(),
             unsettled: Unsettled::default(),
             numbers: Numbers::new(found.next),
             changes: self::core::changes(),

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Access, Disk, DiskFile, DiskSpace, FolderEntry, RealDisk};
+use super::{Access, Disk, DiskFile, DiskSpace, FolderEntry, RealDisk, Stamp};
 
 /// Unit in which unsynced bytes survive or not.
 const PAGE: usize = 4096;
@@ -344,8 +344,12 @@ impl DiskFile for SimFile {
         self.disk.step(half, |_| self.file.write_at(pieces, offset))
     }
 
-    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         self.disk.look(|| self.file.read_at(offset, length))
+    }
+
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        self.disk.look(|| self.file.stamp())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -354,7 +358,7 @@ impl DiskFile for SimFile {
             |synced| {
                 self.file.sync()?;
                 let length = usize::try_from(self.file.length()?).map_err(io::Error::other)?;
-                let bytes = self.file.read_at(0, length)?;
+                let bytes = self.file.read_at(0, length)?.to_vec();
                 // Renamed since it was opened, perhaps; then its inode is found under no name we know, and
                 // the store syncs before it renames.
                 synced.bytes.insert(std::fs::metadata(&self.path)?.ino(), bytes);

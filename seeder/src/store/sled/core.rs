@@ -18,6 +18,7 @@ use super::database::Database;
 use super::home::Home;
 use super::index::Index;
 use super::lane::LaneSender;
+use super::proofs::Proofs;
 use super::room::Room;
 use super::settle::{Chore, RaiseJob, Unsettled};
 use crate::store::disk::Disk;
@@ -70,6 +71,7 @@ pub(super) struct Core {
     pub(super) index: Index,
     pub(super) room: Arc<Room>,
     pub(super) trees: TreeCache,
+    pub(super) proofs: Proofs,
     pub(super) unsettled: Unsettled,
     pub(super) numbers: Numbers,
     pub(super) changes: broadcast::Sender<SegmentId>,

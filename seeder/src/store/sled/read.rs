@@ -1,10 +1,12 @@
-//! Bytes out of the store: every run is verified against the tree, and the tree against the id, each time.
+//! Bytes out of the store: every run is verified against the tree, and the tree against the id, unless that
+//! was done a short while ago and the file has not been touched since (see [`proofs`](super::proofs)).
 //!
 //! Bytes at rest may rot while we run. Invariant: what did not verify is dropped, durably, before its
 //! reader hears of it; what is read while the segment is written anew is read again.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use swarm_proto::{ChunkRange, ChunkTree, Segment, SegmentId};
@@ -13,7 +15,7 @@ use tokio::sync::oneshot;
 use super::commit::{Change, Lost, Mended};
 use super::core::{Core, closed};
 use super::schema::{Place, Record, Row};
-use crate::store::disk::{Access, DiskFile};
+use crate::store::disk::{Access, DiskFile, Stamp};
 use crate::store::segment_file::{self, read_chunks, read_tree, rebuild_tree, write_tree};
 use crate::store::{StoreError, failed};
 
@@ -68,8 +70,12 @@ impl Core {
             if chunks.is_empty() {
                 return Ok(Bytes::new());
             }
+            // Before the bytes: a change while they are read makes it another.
+            let stamp = content.stamp().unwrap_or_default();
             match content.read(segment, chunks) {
-                Ok(bytes) if tree.check(chunks, &bytes).is_ok() => return Ok(bytes.into()),
+                Ok(bytes) if self.is_good(segment, chunks, stamp, || tree.check(chunks, &bytes).is_ok()) => {
+                    return Ok(bytes);
+                }
                 Err(error) if !is_rot(&error) => return Err(failed("read chunks")(error).into()),
                 _ => {}
             }
@@ -87,6 +93,25 @@ impl Core {
         .map_err(|lost| corrupt(id, &lost))
     }
 
+    /// Whether bytes that were just read need no proof, or pass it.
+    fn is_good(
+        &self,
+        segment: Segment,
+        chunks: ChunkRange,
+        stamp: Option<Stamp>,
+        check: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some(stamp) = stamp else { return check() };
+        if self.proofs.hold(segment, chunks, stamp, Instant::now()) {
+            return true;
+        }
+        let is_good = check();
+        if is_good {
+            self.proofs.enter(segment, chunks, stamp, Instant::now());
+        }
+        is_good
+    }
+
     /// The tree of a segment.
     pub(super) fn tree(&self, id: SegmentId) -> Result<ChunkTree, StoreError> {
         self.verified(id, |record| {
@@ -98,6 +123,7 @@ impl Core {
 
     /// Read all of a segment again; the chunks that were dropped.
     pub(super) fn reverify(&self, id: SegmentId) -> Result<Vec<u32>, StoreError> {
+        self.proofs.forget(&id);
         let outcome = self.verified(id, |record| {
             let segment = record.segment(id);
             let content = self.content(id, record)?;
@@ -210,7 +236,7 @@ impl Core {
 
 impl Content<'_> {
     /// Bytes of a run; not verified.
-    pub(super) fn read(&self, segment: Segment, chunks: ChunkRange) -> io::Result<Vec<u8>> {
+    pub(super) fn read(&self, segment: Segment, chunks: ChunkRange) -> io::Result<Bytes> {
         let (core, number) = match self {
             Self::File(file) => return read_chunks(file.as_ref(), segment, chunks),
             Self::Inline(core, number) => (core, *number),
@@ -223,7 +249,15 @@ impl Content<'_> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(bytes)
+        Ok(bytes.into())
+    }
+
+    /// By which a change will be known; none where that cannot be said.
+    fn stamp(&self) -> io::Result<Option<Stamp>> {
+        match self {
+            Self::File(file) => file.stamp(),
+            Self::Inline(..) => Ok(None),
+        }
     }
 
     /// The tree as it lies there; `None` if it does not fold to the id.
