@@ -34,8 +34,9 @@ use convert::{GENERATION, Numbers, errno, file_type};
 
 /// Requests of the kernel's readahead that wait for us at once.
 const MAX_BACKGROUND: u16 = 64;
-/// Longest request: more the kernel does not send. Its readahead begins with this much and goes on in multiples
-/// of it, so that no request lies across two of the runs in which we fetch, which would be put together.
+/// Longest request: more the kernel does not send. Its readahead for a reader of 128 KiB at a time, as `cat` is,
+/// goes in multiples of this, so that no request lies across two of the runs in which we fetch: those would have
+/// to be put together.
 const MAX_REQUEST_BYTES: u32 = 256 * 1024;
 /// How far the kernel reads ahead by itself.
 const KERNEL_READAHEAD_BYTES: u32 = 1024 * 1024;
