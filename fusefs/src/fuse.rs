@@ -11,9 +11,10 @@ pub use session::{Session, SessionConfig};
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -82,12 +83,16 @@ impl Operations {
 
     fn at_once(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
-        let begun = {
+        // A task that panics ends alone; this thread has others to answer. The request gets EIO either way, from
+        // its reply that is dropped.
+        let begun = catch_unwind(AssertUnwindSafe(|| {
             let _within = self.runtime.enter();
             work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        };
-        if begun.is_pending() {
-            self.tasks.spawn_on(work, &self.runtime);
+        }));
+        match begun {
+            Ok(Poll::Pending) => drop(self.tasks.spawn_on(work, &self.runtime)),
+            Ok(Poll::Ready(())) => {}
+            Err(_) => tracing::error!("an operation panicked: this is a bug; it was answered with EIO"),
         }
     }
 

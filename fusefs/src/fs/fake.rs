@@ -38,6 +38,8 @@ pub(crate) struct FakeSwarm {
     pub(crate) complete: AtomicBool,
     /// Reads never end.
     pub(crate) stuck: AtomicBool,
+    /// Reads panic.
+    pub(crate) panics: AtomicBool,
 }
 
 #[derive(Default)]
@@ -233,10 +235,12 @@ struct FakeContent {
     bytes: Bytes,
     complete: bool,
     stuck: bool,
+    panics: bool,
 }
 
 impl OpenContent for FakeContent {
     fn read(&self, offset: u64, length: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
+        assert!(!self.panics, "as a test wants it");
         if self.stuck {
             return futures::future::pending().boxed();
         }
@@ -258,8 +262,9 @@ impl OpenContent for FakeContent {
 impl Content for FakeSwarm {
     fn open(&self, version: &Version) -> Arc<dyn OpenContent> {
         let bytes = version.digest.map(|digest| self.state.lock().bytes[&digest].clone()).unwrap_or_default();
-        let (complete, stuck) = (self.complete.load(Ordering::SeqCst), self.stuck.load(Ordering::SeqCst));
-        Arc::new(FakeContent { bytes, complete, stuck })
+        let is = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        let (complete, stuck, panics) = (is(&self.complete), is(&self.stuck), is(&self.panics));
+        Arc::new(FakeContent { bytes, complete, stuck, panics })
     }
 
     fn prefetch(&self, versions: Vec<Version>) {

@@ -321,6 +321,22 @@ fn a_read_that_nobody_answers_ends_in_an_error() {
 }
 
 #[test]
+fn an_operation_that_panics_ends_in_an_error_and_the_others_go_on() {
+    let mounted = Mounted::new(false);
+    mounted.file("good", b"bytes");
+    mounted.file("bad", b"bytes");
+    mounted.swarm().panics.store(true, Ordering::SeqCst);
+    let bad = File::open(mounted.path("bad")).unwrap();
+    mounted.swarm().panics.store(false, Ordering::SeqCst);
+    // More often than the kernel's requests have threads.
+    for _ in 0..8 {
+        let error = bad.read_at(&mut [0; 5], 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+    }
+    assert_eq!(std::fs::read(mounted.path("good")).unwrap(), b"bytes");
+}
+
+#[test]
 fn with_the_tracker_away_open_files_go_on_and_names_fail() {
     let mounted = Mounted::new(false);
     mounted.file("file", &[7; 300_000]);
