@@ -9,6 +9,9 @@ mod manifests;
 mod read;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;

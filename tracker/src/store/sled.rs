@@ -16,7 +16,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +59,8 @@ struct Inner {
     commits: Mutex<Option<StoreError>>,
     /// Newest revision that an fsync covers.
     synced: AtomicU64,
+    /// Why none can cover more: the kernel reports lost pages once, and then takes them for written.
+    lost: OnceLock<StoreError>,
     /// Keeps other processes out while this lives.
     _lock: File,
     /// Fields are dropped in their order: this tells that all above are gone.
@@ -113,7 +115,8 @@ async fn sync_behind(inner: Weak<Inner>, stop: CancellationToken) {
             continue;
         }
         if let Err(error) = blocking(move || inner.sync()).await {
-            tracing::error!(%error, "sync the catalog");
+            // It would fail ever after.
+            return tracing::error!(%error, "sync the catalog");
         }
     }
 }
@@ -148,6 +151,7 @@ impl Inner {
             events: History::new(revision, EVENT_BUDGET),
             commits: Mutex::new(None),
             synced: AtomicU64::new(revision.0),
+            lost: OnceLock::new(),
             _lock: lock,
             closed: CancellationToken::new().drop_guard(),
         };
@@ -234,9 +238,17 @@ impl Inner {
     }
 
     /// fsync every file of sled's, and the folders that name them.
+    ///
+    /// Errors: once it failed, always.
     fn sync(&self) -> Result<(), StoreError> {
+        if let Some(error) = self.lost.get() {
+            return Err(error.clone());
+        }
         let covers = self.events.newest();
-        sync_tree(&self.folder).map_err(StoreError::io("sync the catalog's files"))?;
+        sync_tree(&self.folder).map_err(|error| {
+            let error = StoreError::io("sync the catalog's files: export the catalog and start on a good disk")(error);
+            self.lost.get_or_init(|| error).clone()
+        })?;
         self.synced.fetch_max(covers.0, Ordering::AcqRel);
         Ok(())
     }

@@ -5,7 +5,7 @@ mod manifests;
 mod replicas;
 mod requests;
 mod restarts;
-mod wandering;
+pub(crate) mod wandering;
 
 use std::collections::HashMap;
 use std::path::Path;

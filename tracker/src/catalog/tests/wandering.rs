@@ -1,5 +1,7 @@
 //! A store in memory that lets others go first, before and after each call: as a slow one does.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -8,7 +10,26 @@ use crate::store::history::Follower;
 use crate::store::{Commit, Event, Leadership, Outcome, Page, StoreError, Versioned};
 
 #[derive(Default)]
-pub(super) struct Wandering(MemoryStore);
+pub(crate) struct Wandering(MemoryStore, Syncs);
+
+/// What became of the syncs.
+#[derive(Default)]
+struct Syncs {
+    done: AtomicUsize,
+    fail: AtomicBool,
+}
+
+impl Wandering {
+    /// How often it was synced.
+    pub(crate) fn syncs(&self) -> usize {
+        self.1.done.load(Ordering::SeqCst)
+    }
+
+    /// From now on the disk cannot be synced.
+    pub(crate) fn fail_syncs(&self) {
+        self.1.fail.store(true, Ordering::SeqCst);
+    }
+}
 
 async fn wander<T>(call: impl Future<Output = T>) -> T {
     for _ in 0..rand::random_range(0..6) {
@@ -52,6 +73,13 @@ impl Store for Wandering {
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.sync()
+        wander(async {
+            if self.1.fail.load(Ordering::SeqCst) {
+                return Err(StoreError::io("sync")(std::io::ErrorKind::Other.into()));
+            }
+            self.1.done.fetch_add(1, Ordering::SeqCst);
+            self.0.sync().await
+        })
+        .boxed()
     }
 }

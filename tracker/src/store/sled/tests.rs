@@ -129,3 +129,18 @@ async fn noise_in_the_files_is_an_error_and_no_panic() {
         fs::remove_dir_all(&copy).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_disk_that_once_lost_something_is_not_believed_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, away) = (parent.path().join("catalog"), parent.path().join("away"));
+    let store = open(&folder).await.unwrap();
+    store.commit(put("a", "1")).await.unwrap();
+    store.sync().await.unwrap();
+    store.commit(put("b", "2")).await.unwrap();
+    std::fs::rename(&folder, &away).unwrap();
+    assert!(store.sync().await.is_err());
+    std::fs::rename(&away, &folder).unwrap();
+    let error = store.sync().await.unwrap_err();
+    assert!(error.to_string().contains("good disk"), "{error}");
+}
