@@ -86,6 +86,8 @@ pub struct Known {
     /// Directory in which an inode was last seen.
     parents: LruCache<InodeNumber, InodeNumber>,
     leases: Leases,
+    /// Inodes of which the kernel may have been told an older version.
+    untold: LruCache<InodeNumber, ()>,
     changes: RecentChanges,
     take_back: Vec<Invalidation>,
 }
@@ -106,6 +108,7 @@ impl Known {
             most_listed: most.get().saturating_mul(LISTED_PER_NAME),
             parents: LruCache::new(most),
             leases: Leases::new(),
+            untold: LruCache::new(most),
             changes: RecentChanges::default(),
             take_back: Vec::new(),
         }
@@ -247,20 +250,34 @@ impl Known {
         if self.changes.may_be_missed(ticket.newest, inode, b"") {
             return Trust::For(Duration::ZERO);
         }
-        let learned = Learned { value: node, epoch: ticket.epoch, at: now };
-        if let Some((pushed_out, _)) = self.nodes.push(inode, learned).filter(|(other, _)| *other != inode) {
-            self.take_back.push(Invalidation::Attributes(pushed_out));
+        self.leases.forget_older(&node);
+        let learned = Learned { value: node.clone(), epoch: ticket.epoch, at: now };
+        match self.nodes.push(inode, learned) {
+            Some((same, old)) if same == inode => {
+                if old.value.version != node.version {
+                    self.untold.put(inode, ());
+                }
+            }
+            Some((pushed_out, _)) => self.take_back.push(Invalidation::Attributes(pushed_out)),
+            None => {}
         }
         self.trust(ticket.epoch, now, now).at_least_now()
     }
 
-    /// A file that no change is acknowledged of before `until`.
-    pub fn learn_lease(&mut self, ticket: Ticket, node: Arc<Node>, until: Instant, now: Instant) {
+    /// A file that no change is acknowledged of before `until`. What else is known of it stays: the kernel was
+    /// told that.
+    pub fn learn_lease(&mut self, ticket: Ticket, node: Arc<Node>, until: Instant) {
         let changed = self.changes.may_be_missed(ticket.newest, node.inode, b"");
-        self.learn_node(ticket, node.clone(), now);
-        if !changed && ticket.epoch == self.epoch {
+        let is_older = self.nodes.peek(&node.inode).is_some_and(|known| known.value.version > node.version);
+        if !changed && !is_older && ticket.epoch == self.epoch {
             self.leases.keep(node, until);
         }
+    }
+
+    /// Whether what is known of an inode was replaced since it was last asked, so that the kernel may have been
+    /// told another size.
+    pub fn take_untold(&mut self, inode: InodeNumber) -> bool {
+        self.untold.pop(&inode).is_some()
     }
 
     /// A file as it is now in the whole swarm, if that is known without asking.

@@ -46,7 +46,8 @@ impl FileSystem {
         let content = self.content.open(&version);
         let opened = self.open.open(node.clone(), version, content, back);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
-        if opened.attributes_changed || shown.is_some_and(|shown| differ(&shown, &node)) {
+        let untold = self.known.lock().take_untold(inode);
+        if opened.attributes_changed || untold || shown.is_some_and(|shown| differ(&shown, &node)) {
             self.forget_attributes_now(inode);
         }
         let mode = match opened.mode {
@@ -199,11 +200,12 @@ impl FileSystem {
             let wanted = node.kind == Kind::File && (manifest.is_some() || node.size <= WALK_FILE_BYTES_MOST);
             let version = if wanted { self.version_of(&node, manifest).await.ok() } else { None };
             if let Some(until) = leased.until {
-                self.learn(|known| known.learn_lease(ticket, node.clone(), until, Instant::now()));
+                self.known.lock().learn_lease(ticket, node.clone(), until);
             }
-            bytes += node.size;
-            let is_small = (1..=WALK_FILE_BYTES_MOST).contains(&node.size) && bytes <= WALK_BYTES_MOST;
-            versions.extend(version.filter(|_| is_small));
+            if (1..=WALK_FILE_BYTES_MOST).contains(&node.size) {
+                bytes += node.size;
+                versions.extend(version.filter(|_| bytes <= WALK_BYTES_MOST));
+            }
         }
         self.counters.prefetched_files.inc_by(versions.len() as u64);
         self.content.prefetch(versions);

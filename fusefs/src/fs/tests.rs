@@ -236,7 +236,7 @@ async fn a_walk_over_a_directory_has_manifests_and_bytes_before_they_are_opened(
 }
 
 /// A walk over 40 files, of which the first sixteen after the third are leased.
-async fn walked(bench: &Bench) -> Vec<InodeNumber> {
+async fn walked(bench: &Bench, before_the_lease: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
     bench.swarm.leases.store(true, Ordering::SeqCst);
     let inodes: Vec<InodeNumber> = (0..40)
         .map(|index| {
@@ -247,6 +247,7 @@ async fn walked(bench: &Bench) -> Vec<InodeNumber> {
         .collect();
     let directory = bench.fs.open_directory(ROOT);
     bench.fs.page_at(directory, 0).await.unwrap();
+    before_the_lease(&inodes);
     for inode in &inodes[..3] {
         open(bench, *inode).await;
     }
@@ -257,7 +258,7 @@ async fn walked(bench: &Bench) -> Vec<InodeNumber> {
 #[tokio::test]
 async fn a_leased_file_is_opened_without_a_question_until_it_is_known_to_have_changed() {
     let bench = Bench::new(false).await;
-    let inodes = walked(&bench).await;
+    let inodes = walked(&bench, |_| {}).await;
     let before = bench.swarm.asked();
     assert_eq!(read(&bench, inodes[4]).await, "file 4");
     assert_eq!(bench.swarm.asked(), before);
@@ -270,6 +271,30 @@ async fn a_leased_file_is_opened_without_a_question_until_it_is_known_to_have_ch
     bench.swarm.end_watches();
     bench.until("all is in doubt", |bench| inodes.iter().all(|file| !bench.fs.is_leased(*file))).await;
     assert_eq!(read(&bench, inodes[5]).await, "new");
+}
+
+/// Remembers what the kernel was told to forget.
+#[derive(Default)]
+struct Told(Mutex<Vec<InodeNumber>>);
+
+impl Kernel for Told {
+    fn forget_attributes(&self, inode: InodeNumber) {
+        self.0.lock().push(inode);
+    }
+}
+
+#[tokio::test]
+async fn the_kernel_hears_of_a_new_size_before_a_leased_file_is_read() {
+    let bench = Bench::new(false).await;
+    let kernel = Arc::new(Told::default());
+    bench.fs.attach(kernel.clone());
+    // Listed with its old size; the change is not pushed yet when the lease is given.
+    let inodes = walked(&bench, |inodes| bench.swarm.write_silently(inodes[7], b"longer than before")).await;
+    let before = bench.swarm.asked();
+    assert_eq!(read(&bench, inodes[7]).await, "longer than before");
+    assert_eq!(read(&bench, inodes[8]).await, "file 8");
+    assert_eq!(bench.swarm.asked(), before);
+    assert_eq!(*kernel.0.lock(), [inodes[7]]);
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
-use swarm_proto::{ChunkSet, ChunkTree, MAX_RUN_CHUNKS, Presence, SegmentId, convert, v1};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use swarm_proto::{ChunkRange, ChunkSet, ChunkTree, MAX_RUN_CHUNKS, Presence, SegmentId, convert, v1};
 use tonic::Status;
 
 use super::Chunks;
@@ -17,6 +18,9 @@ use crate::store::{ChunkStore, StoreError};
 /// Longest wait for the store to read one run; a disk that needs longer is no use to the asker.
 const READ_WAIT: Duration = Duration::from_secs(10);
 
+/// How long the answers of a batch that are ready wait for one that is not.
+const STRAGGLER_WAIT: Duration = Duration::from_millis(250);
+
 /// Most segments that one Have, Touch or Locate may name.
 pub(crate) const MOST_IDS: usize = 4_096;
 
@@ -26,7 +30,7 @@ pub(crate) const MOST_FETCHES: usize = 64;
 /// What a fetch is answered with, and the room it takes.
 pub(crate) enum Answer {
     /// All chunks that were asked for.
-    Chunks { tree: Bytes, data: Bytes, pass: Pass },
+    Chunks { tree: Bytes, data: Bytes, pass: Arc<Pass> },
     /// Some of them are not here; these are.
     Lacks(v1::Presence),
 }
@@ -38,6 +42,16 @@ impl From<Answer> for v1::FetchReply {
             Answer::Lacks(held) => Self { held: Some(held), ..Self::default() },
         }
     }
+}
+
+/// A fetch of what is here.
+struct Ready {
+    id: SegmentId,
+    chunks: ChunkRange,
+    with_tree: bool,
+    asker: Asker,
+    /// Of its answer.
+    bytes: u64,
 }
 
 /// One answer of several.
@@ -53,7 +67,10 @@ pub(crate) fn outcome(answer: Result<Answer, Status>) -> v1::FetchOutcome {
 }
 
 impl<S: ChunkStore> Chunks<S> {
-    /// Several small fetches; they are read at the same time.
+    /// Several small fetches; they are read at the same time, and take one pass, as one run of their length does:
+    /// one that waited for room that another of them holds would wait for nothing.
+    ///
+    /// Errors: each for itself; those that take much longer than the others are [`too_slow`].
     pub(crate) async fn fetch_each(
         &self,
         request: v1::FetchManyRequest,
@@ -62,35 +79,79 @@ impl<S: ChunkStore> Chunks<S> {
         convert::within("fetches", request.fetches.len() as u64, 1, MOST_FETCHES as u64)?;
         let chunks: u64 = request.fetches.iter().map(|fetch| u64::from(fetch.chunk_count)).sum();
         convert::within("chunks of all fetches", chunks, 1, u64::from(MAX_RUN_CHUNKS))?;
-        Ok(join_all(request.fetches.into_iter().map(|fetch| self.fetch_run(fetch, from))).await)
+        let prepared: Vec<_> = request.fetches.iter().map(|fetch| self.prepare(fetch, from)).collect();
+        let ready = || prepared.iter().flatten().filter_map(|fetch| fetch.as_ref().ok());
+        let pass = match ready().next() {
+            Some(first) => Some(self.pass(first.asker, ready().map(|fetch| fetch.bytes).sum(), from).await?),
+            None => None,
+        };
+        let mut answers: Vec<Option<Result<Answer, Status>>> = prepared.iter().map(|_| None).collect();
+        let mut reads = FuturesUnordered::new();
+        for (index, fetch) in prepared.into_iter().enumerate() {
+            match (fetch, &pass) {
+                (Ok(Ok(ready)), Some(pass)) => {
+                    let pass = Arc::clone(pass);
+                    reads.push(async move { (index, self.read(ready, pass).await) });
+                }
+                (Ok(Err(held)), _) => answers[index] = Some(Ok(Answer::Lacks(held))),
+                (Ok(Ok(_)), None) => {}
+                (Err(status), _) => answers[index] = Some(Err(status)),
+            }
+        }
+        let mut patience = READ_WAIT;
+        while let Ok(Some((index, answer))) = tokio::time::timeout(patience, reads.next()).await {
+            answers[index] = Some(answer);
+            patience = STRAGGLER_WAIT;
+        }
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(too_slow()))).collect())
     }
 
     pub(crate) async fn fetch_run(&self, request: v1::FetchRequest, from: Option<&Remote>) -> Result<Answer, Status> {
+        match self.prepare(&request, from)? {
+            Err(held) => Ok(Answer::Lacks(held)),
+            Ok(ready) => {
+                let pass = self.pass(ready.asker, ready.bytes, from).await?;
+                self.read(ready, pass).await
+            }
+        }
+    }
+
+    /// Check a fetch against what is here; if that is not all of it, what there is.
+    fn prepare(
+        &self,
+        request: &v1::FetchRequest,
+        from: Option<&Remote>,
+    ) -> Result<Result<Ready, v1::Presence>, Status> {
         let id = convert::segment_id("segment_id", &request.segment_id)?;
-        let chunks = convert::fetch_range(&request)?;
+        let chunks = convert::fetch_range(request)?;
         let asker = match request.peer_id.is_empty() {
             true => Asker::Anonymous(from.map(|remote| remote.address.ip())),
             false => Asker::Peer(convert::peer_id("peer_id", &request.peer_id)?),
         };
-        let Some(held) = self.store.held(&id) else { return Ok(Answer::Lacks(nothing())) };
+        let Some(held) = self.store.held(&id) else { return Ok(Err(nothing())) };
         if !held.segment.all().contains(chunks) {
             let message = format!("chunks {chunks:?} lie past the segment's {}", held.segment.chunks());
             return Err(Status::invalid_argument(message));
         }
         if !held.presence.has(chunks) {
-            return Ok(Answer::Lacks(v1::Presence::from(&held.presence)));
+            return Ok(Err(v1::Presence::from(&held.presence)));
         }
-        let link = from.map(|remote| Arc::clone(&remote.link));
         let tree_bytes = if request.with_tree { ChunkTree::wire_len(held.segment) as u64 } else { 0 };
         let bytes = held.segment.bytes_of(chunks).len() + tree_bytes;
-        let pass = self
-            .gate
-            .pass(asker, bytes, link)
-            .await
-            .map_err(|Busy| Status::resource_exhausted("this peer is busy: ask another, or later"))?;
+        Ok(Ok(Ready { id, chunks, with_tree: request.with_tree, asker, bytes }))
+    }
+
+    async fn pass(&self, asker: Asker, bytes: u64, from: Option<&Remote>) -> Result<Arc<Pass>, Status> {
+        let link = from.map(|remote| Arc::clone(&remote.link));
+        let pass = self.gate.pass(asker, bytes, link).await;
+        pass.map(Arc::new).map_err(|Busy| Status::resource_exhausted("this peer is busy: ask another, or later"))
+    }
+
+    async fn read(&self, ready: Ready, pass: Arc<Pass>) -> Result<Answer, Status> {
+        let Ready { id, chunks, with_tree, .. } = ready;
         let read = async {
             let data = self.store.read(id, chunks).await?;
-            let tree = match request.with_tree {
+            let tree = match with_tree {
                 true => self.store.tree(id).await?.values().clone(),
                 false => Bytes::new(),
             };
@@ -125,6 +186,11 @@ impl<S: ChunkStore> Chunks<S> {
         let of = |id: &SegmentId| self.store.held(id).map_or_else(nothing, |held| v1::Presence::from(&held.presence));
         Ok(v1::HaveReply { presences: ids.iter().map(of).collect() })
     }
+}
+
+/// What a fetch is told if the others of its batch were read long ago: no word against this peer.
+fn too_slow() -> Status {
+    Status::resource_exhausted("the disk is slow here: ask another, or later")
 }
 
 fn nothing() -> v1::Presence {

@@ -154,11 +154,11 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// The same bytes, which now carry the pass with them: it ends when the last of them is gone.
-    pub(crate) fn attach(self, bytes: Bytes) -> Bytes {
+    /// The same bytes, which now carry the pass with them: it ends when the last that carries it is gone.
+    pub(crate) fn attach(self: Arc<Self>, bytes: Bytes) -> Bytes {
         struct Carried {
             bytes: Bytes,
-            _pass: Pass,
+            _pass: Arc<Pass>,
         }
         impl AsRef<[u8]> for Carried {
             fn as_ref(&self) -> &[u8] {
@@ -273,10 +273,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_room_is_given_back_when_the_last_bytes_are_gone() {
         let (gate, ..) = gate(None);
-        let pass = gate.pass(asker(1), 1000, None).await.ok().unwrap();
-        let mut bytes = pass.attach(Bytes::from(vec![7; 1000]));
+        let pass = Arc::new(gate.pass(asker(1), 1000, None).await.ok().unwrap());
+        let other = pass.clone().attach(Bytes::from(vec![7; 400]));
+        let mut bytes = pass.attach(Bytes::from(vec![7; 600]));
         let rest = bytes.split_off(500);
-        drop(bytes);
+        drop((bytes, other));
         assert_eq!(gate.in_flight_bytes(), 1000);
         drop(rest);
         assert_eq!(gate.in_flight_bytes(), 0);

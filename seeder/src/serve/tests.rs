@@ -193,6 +193,21 @@ async fn several_small_fetches_are_answered_in_order_each_for_itself() {
 }
 
 #[tokio::test]
+async fn a_fetch_that_the_disk_does_not_answer_holds_the_others_of_its_batch_only_for_a_moment() {
+    let server = start().await;
+    let mut client = server.client().await;
+    let segments: Vec<Segment> = (0..9).map(|index| server.put(&bytes(5_000, index))).collect();
+    server.shelf.stuck.lock().insert(segments[4].id);
+    let fetches = segments.iter().map(|segment| want(*segment, segment.all(), true)).collect();
+    let reply = client.fetch_many(v1::FetchManyRequest { fetches }).await.unwrap().into_inner();
+    for (index, outcome) in reply.outcomes.into_iter().enumerate() {
+        let code = Code::from(i32::try_from(outcome.code).unwrap());
+        let expected = if index == 4 { Code::ResourceExhausted } else { Code::Ok };
+        assert_eq!((code, outcome.reply.is_some()), (expected, index != 4), "{index}");
+    }
+}
+
+#[tokio::test]
 async fn too_many_fetches_at_once_are_refused() {
     let server = start().await;
     let mut client = server.client().await;

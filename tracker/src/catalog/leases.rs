@@ -4,6 +4,9 @@
 //! must show what was acknowledged before it began, so a change of a leased file is acknowledged only when
 //! the lease has ended. Nothing is recalled and nobody renews: whoever gave one waits at most [`TERM`].
 //!
+//! A change that waits holds what it wrote, its folder too, for as long: if a file that was removed is made anew
+//! under its name, who made it is not answered before the old one is no longer opened.
+//!
 //! Invariants: a lease never ends later than [`TERM`] after it was given; memory is bounded by
 //! [`MOST`]; a process that has just begun honours what the one before it may have given.
 
@@ -25,9 +28,9 @@ pub struct Leases {
 }
 
 struct Inner {
-    ends: HashMap<InodeNumber, Instant>,
-    /// In the order in which they end.
-    order: VecDeque<(Instant, InodeNumber)>,
+    leased: Ends,
+    /// Inodes that a change wrote whose answer waits for a lease: a change of those could hide the first one.
+    held: Ends,
     /// Until then any inode may be leased.
     unknown_until: Instant,
 }
@@ -35,50 +38,72 @@ struct Inner {
 impl Leases {
     /// Those of an earlier process, which nobody knows.
     pub fn new(now: Instant) -> Self {
-        let inner = Inner { ends: HashMap::new(), order: VecDeque::new(), unknown_until: now + TERM };
+        let inner = Inner { leased: Ends::default(), held: Ends::default(), unknown_until: now + TERM };
         Self { inner: Mutex::new(inner) }
     }
 
     /// Give one on each of these. False: there are too many already, and none was given.
     pub fn give(&self, inodes: &[InodeNumber], now: Instant) -> bool {
         let mut inner = self.inner.lock();
-        inner.end(now);
-        if inner.order.len() + inodes.len() > MOST {
+        inner.leased.forget_ended(now);
+        if inner.leased.order.len() + inodes.len() > MOST {
             return false;
         }
         for inode in inodes {
-            inner.ends.insert(*inode, now + TERM);
-            inner.order.push_back((now + TERM, *inode));
+            inner.leased.enter(*inode, now + TERM);
         }
         true
     }
 
-    /// When the last lease on any of these ends; none if there is none.
-    pub fn end_of(&self, inodes: &[InodeNumber], now: Instant) -> Option<Instant> {
-        if inodes.is_empty() {
-            return None;
-        }
+    /// When a change may be answered that gives files of `changed` another content or removes them, and writes all
+    /// inodes of `written`; none: now. Changes of those inodes that come after it wait as long.
+    pub fn hold(&self, changed: &[InodeNumber], written: &[InodeNumber], now: Instant) -> Option<Instant> {
         let mut inner = self.inner.lock();
-        inner.end(now);
-        let known = inodes.iter().filter_map(|inode| inner.ends.get(inode).copied());
-        known.chain([inner.unknown_until]).max().filter(|end| *end > now)
+        let inner = &mut *inner;
+        inner.leased.forget_ended(now);
+        inner.held.forget_ended(now);
+        let unknown = (!changed.is_empty()).then_some(inner.unknown_until);
+        let ends = [inner.leased.last_of(changed), inner.held.last_of(written), unknown];
+        let end = ends.into_iter().flatten().max().filter(|end| *end > now)?;
+        for inode in written {
+            inner.held.enter(*inode, end);
+        }
+        Some(end)
     }
 
     /// When the last lease of all ends; none if there is none.
     pub fn end_of_all(&self, now: Instant) -> Option<Instant> {
         let inner = self.inner.lock();
-        let newest = inner.order.back().map(|(end, _)| *end);
-        newest.into_iter().chain([inner.unknown_until]).max().filter(|end| *end > now)
+        inner.leased.latest.into_iter().chain([inner.unknown_until]).max().filter(|end| *end > now)
     }
 }
 
-impl Inner {
-    /// Forget those that have ended.
-    fn end(&mut self, now: Instant) {
-        while let Some((end, inode)) = self.order.front().copied().filter(|(end, _)| *end <= now) {
-            self.order.pop_front();
-            // It may have been given again since.
-            if self.ends.get(&inode) == Some(&end) {
+/// When something ends, for each inode.
+#[derive(Default)]
+struct Ends {
+    ends: HashMap<InodeNumber, Instant>,
+    /// In the order in which they were entered, which is nearly that in which they end.
+    order: VecDeque<(Instant, InodeNumber)>,
+    latest: Option<Instant>,
+}
+
+impl Ends {
+    /// Never earlier than was said before.
+    fn enter(&mut self, inode: InodeNumber, end: Instant) {
+        let known = self.ends.entry(inode).or_insert(end);
+        *known = end.max(*known);
+        self.order.push_back((end, inode));
+        self.latest = self.latest.max(Some(end));
+    }
+
+    fn last_of(&self, inodes: &[InodeNumber]) -> Option<Instant> {
+        inodes.iter().filter_map(|inode| self.ends.get(inode).copied()).max()
+    }
+
+    fn forget_ended(&mut self, now: Instant) {
+        while let Some((_, inode)) = self.order.pop_front_if(|(end, _)| *end <= now) {
+            // It may have been entered again since.
+            if self.ends.get(&inode).is_some_and(|end| *end <= now) {
                 self.ends.remove(&inode);
             }
         }
@@ -102,13 +127,15 @@ mod tests {
     fn a_lease_lasts_its_term_from_when_it_was_given_last() {
         let (leases, now) = settled();
         assert!(leases.give(&[A], now));
-        assert_eq!(leases.end_of(&[A, B], now), Some(now + TERM));
-        assert_eq!(leases.end_of(&[B], now), None);
+        assert_eq!(leases.hold(&[A, B], &[], now), Some(now + TERM));
+        assert_eq!(leases.hold(&[B], &[], now), None);
         let later = now + TERM / 2;
         assert!(leases.give(&[A], later));
-        assert_eq!(leases.end_of(&[A], now + TERM), Some(later + TERM));
+        // One that asked the clock before, and came after.
+        assert!(leases.give(&[A], now));
+        assert_eq!(leases.hold(&[A], &[], now + TERM), Some(later + TERM));
         assert_eq!(leases.end_of_all(now + TERM), Some(later + TERM));
-        assert_eq!(leases.end_of(&[A], later + TERM), None);
+        assert_eq!(leases.hold(&[A], &[], later + TERM), None);
         assert_eq!(leases.end_of_all(later + TERM), None);
     }
 
@@ -116,9 +143,9 @@ mod tests {
     fn a_process_that_has_just_begun_takes_every_inode_for_leased() {
         let begun = Instant::now();
         let leases = Leases::new(begun);
-        assert_eq!(leases.end_of(&[A], begun), Some(begun + TERM));
-        assert_eq!(leases.end_of(&[], begun), None);
-        assert_eq!(leases.end_of(&[A], begun + TERM), None);
+        assert_eq!(leases.hold(&[A], &[], begun), Some(begun + TERM));
+        assert_eq!(leases.hold(&[], &[B], begun), None);
+        assert_eq!(leases.hold(&[A], &[], begun + TERM), None);
     }
 
     #[test]
@@ -128,6 +155,21 @@ mod tests {
         assert!(leases.give(&many, now));
         assert!(!leases.give(&[A], now));
         assert!(leases.give(&[A], now + TERM));
-        assert_eq!(leases.inner.lock().ends.len(), 1);
+        assert_eq!(leases.inner.lock().leased.ends.len(), 1);
+    }
+
+    #[test]
+    fn what_follows_a_change_that_waits_waits_as_long() {
+        let (leases, now) = settled();
+        let (folder, made) = (InodeNumber(1), InodeNumber(9));
+        leases.give(&[A], now);
+        let end = now + TERM;
+        // A is removed, something is made under its name, and that is given another content.
+        assert_eq!(leases.hold(&[A], &[A, folder], now), Some(end));
+        assert_eq!(leases.hold(&[], &[made, folder], now), Some(end));
+        assert_eq!(leases.hold(&[made], &[made], now), Some(end));
+        assert_eq!(leases.hold(&[B], &[B, InodeNumber(2)], now), None);
+        assert_eq!(leases.hold(&[], &[folder], end), None);
+        assert!(leases.inner.lock().held.ends.is_empty());
     }
 }

@@ -35,6 +35,13 @@ impl Leases {
         self.files.pop(&inode);
     }
 
+    /// A newer version of it is known.
+    pub(super) fn forget_older(&mut self, than: &Node) {
+        if self.files.peek(&than.inode).is_some_and(|(node, _)| node.version < than.version) {
+            self.forget(than.inode);
+        }
+    }
+
     pub(super) fn forget_all(&mut self) {
         self.files.clear();
     }

@@ -165,18 +165,49 @@ fn a_lease_holds_until_it_is_over_or_a_change_is_pushed_or_may_have_been_missed(
     let (mut known, now) = live();
     let (ticket, until) = (known.ticket(Revision(5)), now + HOUR);
     for inode in [2, 3, 4] {
-        known.learn_lease(ticket, file(inode), until, now);
+        known.learn_lease(ticket, file(inode), until);
         assert!(known.leased(InodeNumber(inode), now).is_some());
         assert!(known.leased(InodeNumber(inode), until).is_none(), "it is over");
     }
     known.changed(Revision(6), &change(2, ""));
     assert!(known.leased(InodeNumber(2), now).is_none(), "it changed");
     // An answer from before the change that came after it.
-    known.learn_lease(ticket, file(2), until, now);
+    known.learn_lease(ticket, file(2), until);
     assert!(known.leased(InodeNumber(2), now).is_none(), "the answer is older than the change");
     assert!(known.leased(InodeNumber(3), now).is_some());
     known.lost();
     assert!(known.leased(InodeNumber(3), now).is_none(), "changes may be missed");
-    known.learn_lease(ticket, file(4), until, now);
+    known.learn_lease(ticket, file(4), until);
     assert!(known.leased(InodeNumber(4), now).is_none(), "it was asked for before that");
+}
+
+#[test]
+fn a_lease_never_shows_an_older_version_than_is_known() {
+    let (mut known, now) = live();
+    let (ticket, until) = (known.ticket(Revision(5)), now + HOUR);
+    let version = |version| Arc::new(Node { version, ..node(2, Kind::File) });
+    let leased = |known: &Known| known.leased(InodeNumber(2), now).map(|node| node.version);
+    known.learn_lease(ticket, version(3), until);
+    known.learn_node(ticket, version(3), now);
+    assert_eq!(leased(&known), Some(3));
+    known.learn_node(ticket, version(4), now);
+    assert_eq!(leased(&known), None, "somebody asked meanwhile");
+    known.learn_lease(ticket, version(3), until);
+    assert_eq!(leased(&known), None, "an answer that was slow");
+    known.learn_lease(ticket, version(5), until);
+    assert_eq!(leased(&known), Some(5));
+    assert_eq!(known.node(InodeNumber(2), now).unwrap().0.version, 4, "as the kernel was told");
+}
+
+#[test]
+fn what_is_learned_anew_is_untold_until_the_kernel_was_told() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    let version = |version| Arc::new(Node { version, ..node(2, Kind::File) });
+    known.learn_node(ticket, version(1), now);
+    known.learn_node(ticket, version(1), now);
+    assert!(!known.take_untold(InodeNumber(2)));
+    known.learn_listing(ticket, DIR, vec![("a".into(), (*version(2)).clone())], now);
+    assert!(known.take_untold(InodeNumber(2)));
+    assert!(!known.take_untold(InodeNumber(2)));
 }

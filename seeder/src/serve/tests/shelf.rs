@@ -1,7 +1,7 @@
 //! A store in memory that fails when told to.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub(super) struct Shelf {
     pub(super) segments: Mutex<HashMap<SegmentId, (Bytes, ChunkTree, Presence)>>,
     pub(super) trouble: Mutex<Option<StoreError>>,
     pub(super) has_no_sink: bool,
+    /// A read of these never ends.
+    pub(super) stuck: Mutex<HashSet<SegmentId>>,
 }
 
 struct ShelfWriter {
@@ -97,6 +99,9 @@ impl ChunkStore for Store {
         self.0.segments.lock().get(&id).map(|(_, tree, _)| tree.clone()).ok_or(StoreError::Missing(id))
     }
     async fn read(&self, id: SegmentId, chunks: ChunkRange) -> Result<Bytes, StoreError> {
+        if self.0.stuck.lock().contains(&id) {
+            std::future::pending::<()>().await;
+        }
         let segments = self.0.segments.lock();
         let (bytes, tree, presence) = segments.get(&id).ok_or(StoreError::Missing(id))?;
         if !presence.has(chunks) {

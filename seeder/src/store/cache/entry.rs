@@ -251,6 +251,10 @@ impl Entry {
     /// The whole file for the kernel, if every chunk was verified by this process; from then on nothing
     /// writes to it.
     pub(super) fn seal(&self, folder: &Folder) -> Option<Arc<File>> {
+        // Not to wait for a write of what cannot be whole yet.
+        if !self.is_verified() {
+            return None;
+        }
         let _writing = self.writing.lock();
         if !self.is_verified() {
             return None;

@@ -105,3 +105,21 @@ async fn a_store_that_others_write_to_leases_nothing() {
     let inode = file_of(&running, "f", 1).await;
     assert_eq!(running.catalog.view_leased(&[inode]).await.unwrap().1, Duration::ZERO);
 }
+
+#[tokio::test]
+async fn a_name_that_is_made_again_is_answered_when_the_file_it_hides_is_no_longer_leased() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = settled(folder.path()).await;
+    let inode = file_of(&running, "f", 1).await;
+    let leased_at = Instant::now();
+    drop(running.catalog.view_leased(&[inode]).await.unwrap());
+    let removed = running.catalog.mutate(request(vec![unlink(ROOT, "f")]));
+    let made_again = async {
+        eventually("the name is free", async || running.catalog.view().image.entry(ROOT, b"f").is_none()).await;
+        running.one(publish(ROOT, "f", &manifest(2, 1))).await.unwrap();
+        leased_at.elapsed()
+    };
+    let (removed, made_again) = tokio::join!(removed, made_again);
+    assert!(removed.unwrap().results[0].is_ok());
+    assert!(made_again >= TERM, "{made_again:?}");
+}

@@ -85,6 +85,8 @@ struct Planned {
     results: Vec<Done>,
     /// Files that it removes or gives another content.
     changed: Vec<InodeNumber>,
+    /// All inodes that it writes.
+    written: Vec<InodeNumber>,
 }
 
 fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Commit, Vec<Planned>) {
@@ -94,7 +96,7 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
     let mut conditions = Vec::new();
     let mut jobs = Vec::with_capacity(group.len());
     for job in group {
-        let mut changed = Vec::new();
+        let (mut changed, mut written) = (Vec::new(), Vec::new());
         let results: Vec<Done> = job
             .operations
             .iter()
@@ -102,7 +104,13 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
                 let Ready { operation, manifest } = operation.as_ref().map_err(Clone::clone)?;
                 let planned = plan::plan(&draft, operation, at_ns, fresh)?;
                 draft.absorb(&planned);
-                changed.extend(planned.writes.iter().filter_map(|write| changes_content(&seen.image, write)));
+                for write in &planned.writes {
+                    let NameWrite::Node(inode, node) = write else { continue };
+                    written.push(*inode);
+                    if changes_content(&seen.image, *inode, node.as_ref()) {
+                        changed.push(*inode);
+                    }
+                }
                 if let Some(manifest) = manifest {
                     manifests.entry(manifest.digest).or_insert_with(|| manifest.clone());
                 }
@@ -111,7 +119,7 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
             .collect();
         conditions.push(Condition::Absent(Key::Request(job.id).encode()));
         writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&results)));
-        jobs.push(Planned { results, changed });
+        jobs.push(Planned { results, changed, written });
     }
     for (digest, manifest) in manifests {
         let key = Key::Manifest(digest).encode();
@@ -134,11 +142,10 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
     (Commit { conditions, writes }, jobs)
 }
 
-/// The file that the write removes or gives another content.
-fn changes_content(image: &Image, write: &NameWrite) -> Option<InodeNumber> {
-    let NameWrite::Node(inode, new) = write else { return None };
-    let old = image.node(*inode)?.content()?;
-    (new.as_ref().and_then(Node::content) != Some(old)).then_some(*inode)
+/// Whether a file is removed or gets another content.
+fn changes_content(image: &Image, inode: InodeNumber, new: Option<&Node>) -> bool {
+    let old = image.node(inode).and_then(Node::content);
+    old.is_some() && new.and_then(Node::content) != old
 }
 
 fn condition_of(tree: TreeNumber, relied: Relied, since: Revision) -> Condition {
@@ -191,9 +198,9 @@ async fn look_again(parts: &Parts, group: &mut [Job]) -> Result<(), StoreError> 
 }
 
 fn answer_all(parts: &Parts, group: Vec<Job>, planned: Vec<Planned>, at_ns: i64, revision: Revision) {
-    for (job, Planned { results, changed }) in group.into_iter().zip(planned) {
+    for (job, Planned { results, changed, written }) in group.into_iter().zip(planned) {
         parts.answers.kept(job.id, at_ns);
-        let leased = parts.leases.end_of(&changed, Instant::now());
+        let leased = parts.leases.hold(&changed, &written, Instant::now());
         answer_after(parts, leased, job, Ok(Mutated { revision, results }));
     }
 }
