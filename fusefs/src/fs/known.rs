@@ -253,13 +253,11 @@ impl Known {
         self.leases.forget_older(&node);
         let learned = Learned { value: node.clone(), epoch: ticket.epoch, at: now };
         match self.nodes.push(inode, learned) {
-            Some((same, old)) if same == inode => {
-                if old.value.version != node.version {
-                    self.untold.put(inode, ());
-                }
+            Some((same, old)) if same == inode && old.value.version != node.version => {
+                self.untold.put(inode, ());
             }
-            Some((pushed_out, _)) => self.take_back.push(Invalidation::Attributes(pushed_out)),
-            None => {}
+            Some((other, _)) if other != inode => self.take_back.push(Invalidation::Attributes(other)),
+            _ => {}
         }
         self.trust(ticket.epoch, now, now).at_least_now()
     }

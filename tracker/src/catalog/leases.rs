@@ -101,7 +101,10 @@ impl Ends {
     }
 
     fn forget_ended(&mut self, now: Instant) {
-        while let Some((_, inode)) = self.order.pop_front_if(|(end, _)| *end <= now) {
+        while let Some((end, inode)) = self.order.front().copied()
+            && end <= now
+        {
+            self.order.pop_front();
             // It may have been entered again since.
             if self.ends.get(&inode).is_some_and(|end| *end <= now) {
                 self.ends.remove(&inode);
