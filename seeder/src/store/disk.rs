@@ -277,7 +277,7 @@ mod tests {
         for (offset, length) in [(0, 200_000), (1, ALIGN_FROM), (77, ALIGN_FROM - 1), (199_999, 1)] {
             let read = file.read_at(offset as u64, length).unwrap();
             assert_eq!(read, large[offset..offset + length]);
-            assert!(length < ALIGN_FROM || read.as_ptr() as usize % PAGE_BYTES == 0);
+            assert!(length < ALIGN_FROM || read.as_ptr().align_offset(PAGE_BYTES) == 0);
         }
         assert_eq!(file.read_at(1, 200_000).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let file = RealDisk.create(&dir.path().join("g")).unwrap();
