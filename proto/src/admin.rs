@@ -76,7 +76,9 @@ async fn readyz(State((_, ready)): State<(Registry, Readiness)>) -> (StatusCode,
 ///
 /// A second call in one process (tests) leaves the first in place.
 pub fn init_log(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
+    // Of an unmount by somebody else, which is not its business, it warns that there is nothing to unmount.
+    let filter = EnvFilter::try_new(format!("fuser::session=error,{filter}"))
+        .map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let set = match format {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use swarm_proto::settings::{self, ByteCount, Span};
-use swarm_proto::{DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES};
+use swarm_proto::{CHUNK_BYTES, DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES};
 use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
 
 use super::exit::{Exit, Failure, Outcome, of_fault};
@@ -104,12 +104,13 @@ impl Tool {
     fn from_env(flags: &ToolFlags, env: impl IntoIterator<Item = (String, String)>) -> Outcome<Self> {
         let settings: ToolSettings = settings::load(flags.config.as_deref(), env, flags)
             .map_err(|error| Failure::new(Exit::Config, error.to_string()))?;
-        if !(1..=u64::from(MAX_SEGMENT_BYTES)).contains(&settings.segment_size.0) {
+        if !(u64::from(CHUNK_BYTES)..=u64::from(MAX_SEGMENT_BYTES)).contains(&settings.segment_size.0) {
             return Err(Failure::new(
                 Exit::Config,
                 format!(
-                    "segment_size is {}, must be 1B to {}",
+                    "segment_size is {}, must be {} to {}",
                     settings.segment_size,
+                    ByteCount(CHUNK_BYTES.into()),
                     ByteCount(MAX_SEGMENT_BYTES.into())
                 ),
             ));

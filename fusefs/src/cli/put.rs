@@ -14,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use swarm_proto::settings::ByteCount;
 use swarm_proto::v1::NodeKind;
+use swarm_proto::{CHUNK_BYTES, MAX_SEGMENT_BYTES};
 use swarm_seeder::store::AckLevel;
 use swarm_seeder::swarm::upload::{UploadConfig, Uploader};
 use tokio_util::sync::CancellationToken;
@@ -114,8 +115,8 @@ impl Put {
         let segment_bytes = self.segment_size.unwrap_or(tool.settings.segment_size).0;
         let segment_bytes = u32::try_from(segment_bytes)
             .ok()
-            .filter(|bytes| (1..=swarm_proto::MAX_SEGMENT_BYTES).contains(bytes))
-            .ok_or_else(|| Failure::usage("--segment-size must be 1B to 64MiB"))?;
+            .filter(|bytes| (CHUNK_BYTES..=MAX_SEGMENT_BYTES).contains(bytes))
+            .ok_or_else(|| Failure::usage("--segment-size must be 16KiB to 64MiB"))?;
         let replicas = self.replicas.unwrap_or(if status.replicas == 0 { 3 } else { status.replicas });
         let config = UploadConfig {
             segment_bytes,

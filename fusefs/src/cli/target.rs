@@ -34,6 +34,9 @@ pub struct Source {
 /// Errors: usage, or the target is no folder where one is needed.
 /// Source: coreutils `cp`, `do_copy`.
 pub fn destinations(sources: &[Source], target: &[u8], present: Present) -> Outcome<Vec<Vec<u8>>> {
+    if target.is_empty() {
+        return Err(Failure::usage("the target is empty: name a path, / for the top folder"));
+    }
     let slash = target.len() > 1 && target.ends_with(b"/");
     let shown = escape(target);
     let [only] = sources else {

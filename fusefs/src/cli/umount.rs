@@ -1,7 +1,7 @@
 //! `swarmfs umount`: ends a mount, and waits until its daemon has written its cache down.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -43,9 +43,17 @@ impl UmountCommand {
     }
 
     fn one(&self, folder: &Path) -> Outcome {
-        let status = status_of(folder);
+        let asked = status_of(folder);
         let when_busy = if self.lazy { WhenBusy::Detach } else { WhenBusy::Refuse };
-        unmount(folder, when_busy).map_err(|error| failure(&error))?;
+        let unmounted = match unmount(folder, when_busy) {
+            // Nobody is in there but our own question, which got no answer.
+            Err(UnmountError::Busy { users, .. }) if asked.is_err() && users.is_empty() => {
+                unmount(folder, WhenBusy::Detach)
+            }
+            other => other,
+        };
+        unmounted.map_err(|error| failure(&error))?;
+        let status = asked.ok().flatten();
         if let Some(status) = status.filter(|status| status.ends_with_mount && !self.lazy) {
             wait_for_end(status.pid);
         }
@@ -53,13 +61,13 @@ impl UmountCommand {
     }
 }
 
-/// What the mount says of itself, unless it takes too long: it may be hung, and still be unmounted.
-fn status_of(folder: &Path) -> Option<MountStatus> {
+/// What the mount says of itself. Err: it did not answer in time; it may be hung, and still be unmounted.
+fn status_of(folder: &Path) -> Result<Option<MountStatus>, RecvTimeoutError> {
     let (sender, receiver) = mpsc::channel();
     let folder = folder.to_owned();
     // Not waited for if it hangs: the process ends before it does.
     std::thread::spawn(move || drop(sender.send(status::of_mount(&folder))));
-    receiver.recv_timeout(STATUS_PATIENCE).ok().flatten()
+    receiver.recv_timeout(STATUS_PATIENCE)
 }
 
 fn wait_for_end(pid: u32) {

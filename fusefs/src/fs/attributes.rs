@@ -72,8 +72,16 @@ impl FileSystem {
         }
         // A reader of an open file must not wait for a tracker that is away: the kernel asks for the size
         // whenever a read comes near the end.
-        let (opened, _) = self.open.opened(inode).filter(|_| !live)?;
-        let node = known.map_or(opened, |(node, _)| node);
+        if live {
+            return None;
+        }
+        let known = known.map(|(node, _)| node);
+        let node = match self.open.opened(inode) {
+            Some((opened, _)) => known.unwrap_or(opened),
+            // On the way to the file that says how the mount is, and to unmount it.
+            None if inode == self.config.root => known?,
+            None => return None,
+        };
         Some(self.found(Some(node), Trust::For(BRIEFLY)))
     }
 

@@ -19,6 +19,10 @@ use super::readahead::{Advice, Readahead, StreamId};
 
 /// Times that a read looks again for bytes that were there a moment ago, or that somebody else failed to get.
 const ATTEMPTS: u32 = 16;
+/// A read that fails after so long a wait is not tried again for a moment.
+const LONG_WAIT: Duration = Duration::from_millis(500);
+/// That moment: the kernel asks again at once.
+const ASKED_AGAIN_WITHIN: Duration = Duration::from_millis(500);
 /// What is asked of the swarm ends this much before the reader gives up, so that it can say what was wrong.
 const LAST_WORD: Duration = Duration::from_millis(50);
 /// Zeros that holes are answered with: as many as the kernel asks for at once.
@@ -29,6 +33,9 @@ pub struct OpenFile {
     shared: Arc<Shared>,
     file: Arc<CacheFile>,
     ahead: Mutex<Ahead>,
+    /// Reads that failed a moment ago after a long wait. Where the kernel's readahead fails, it asks again for the
+    /// one page that its reader wants, who would wait all that time twice.
+    failed: Mutex<Vec<(ByteRange, Instant, ReadError)>>,
 }
 
 struct Ahead {
@@ -60,7 +67,12 @@ enum Setback {
 impl OpenFile {
     pub(super) fn new(shared: Arc<Shared>, file: Arc<CacheFile>) -> Self {
         let cap = shared.config.max_readahead.min(shared.budget.limit() / 2);
-        Self { shared, file, ahead: Mutex::new(Ahead { readahead: Readahead::new(cap), kept: Vec::new() }) }
+        Self {
+            shared,
+            file,
+            ahead: Mutex::new(Ahead { readahead: Readahead::new(cap), kept: Vec::new() }),
+            failed: Mutex::default(),
+        }
     }
 
     /// Which version.
@@ -79,7 +91,11 @@ impl OpenFile {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let deadline = deadline.min(Instant::now() + self.shared.config.read_timeout);
+        let began = Instant::now();
+        if let Some(error) = self.failed_just_now(range, began) {
+            return Err(error);
+        }
+        let deadline = deadline.min(began + self.shared.config.read_timeout);
         self.shared.metrics.reads.inc();
         let read = self.read_by(range, size, deadline);
         let read = tokio::time::timeout_at(deadline.into(), read).await;
@@ -87,7 +103,20 @@ impl OpenFile {
         read.inspect_err(|error| {
             self.shared.metrics.failed.inc();
             tracing::warn!(digest = %self.file.digest(), offset, length, %error, "read");
+            if began.elapsed() >= LONG_WAIT {
+                self.failed.lock().push((range, Instant::now(), error.clone()));
+            }
         })
+    }
+
+    fn failed_just_now(&self, range: ByteRange, now: Instant) -> Option<ReadError> {
+        let mut failed = self.failed.lock();
+        if failed.is_empty() {
+            return None;
+        }
+        failed.retain(|(_, at, _)| now.saturating_duration_since(*at) < ASKED_AGAIN_WITHIN);
+        let again = failed.iter().find(|(range_of, ..)| !range_of.intersect(range).is_empty());
+        again.map(|(_, _, error)| error.clone())
     }
 
     async fn read_by(&self, range: ByteRange, size: u64, deadline: Instant) -> Result<Bytes, ReadError> {

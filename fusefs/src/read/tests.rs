@@ -371,6 +371,25 @@ async fn a_read_of_what_nobody_has_ends_in_time_and_a_later_one_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_failed_after_a_long_wait_fails_at_once_when_it_is_asked_again_and_works_a_moment_later() {
+    let timeout = Duration::from_millis(600);
+    let mount = Mount::with(ReadConfig { read_timeout: timeout, ..config() }, 1 << 30);
+    let sample = mount.file(MIB, MIB, 2);
+    mount.peers.nobody_holds_it.store(true, Ordering::SeqCst);
+    let file = mount.open(&sample);
+    assert!(file.read(0, 256 * 1024, soon()).await.is_err());
+    let wants = mount.peers.wants().len();
+    // The page that the reader of a readahead wanted.
+    assert!(file.read(8192, 4096, soon()).await.is_err());
+    assert_eq!(mount.peers.wants().len(), wants, "nobody was asked again");
+    mount.peers.nobody_holds_it.store(false, Ordering::SeqCst);
+    expect(&file, &sample, 512 * 1024, 4096).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    expect(&file, &sample, 0, MIB).await;
+    mount.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_does_not_fail_because_an_earlier_one_ran_out_of_time() {
     let mount = Mount::new();
     let sample = mount.file(MIB, MIB, 2);

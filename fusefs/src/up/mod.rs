@@ -127,6 +127,10 @@ impl Up {
         let mut notes = Vec::new();
         let mut memory = remembered.clone().unwrap_or_default();
         let addresses = Addresses::choose(&config, &mut memory, &mut notes)?;
+        if addresses.seeders.len() > config.seeders {
+            let (all, wanted) = (addresses.seeders.len(), config.seeders);
+            notes.push(format!("all {all} seeders of this swarm run, not only {wanted}: any may hold the only copy"));
+        }
         let replicas = config.replicas.clamp(1, u32::try_from(addresses.seeders.len()).unwrap_or(u32::MAX));
         let tracker = Tracker::start(TrackerConfig {
             listen: addresses.tracker,

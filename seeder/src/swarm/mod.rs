@@ -65,7 +65,7 @@ pub struct Fetched {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
     /// No live peer holds it, up to the deadline.
-    #[error("no live peer holds chunks {chunks:?} of segment {segment}", segment = .segment.id)]
+    #[error("no live peer holds chunks {first} to {last} of segment {segment}", first = .chunks.start, last = .chunks.end.saturating_sub(1), segment = .segment.id)]
     NoHolder {
         /// The segment.
         segment: Segment,
