@@ -281,6 +281,11 @@ impl ReplicaSink for SledStore {
 
     fn touch(&self, ids: Vec<SegmentId>, keep: Duration) -> BoxFuture<'_, Result<Vec<u64>, StoreError>> {
         async move {
+            let check = move |core: &Arc<Core>| {
+                core.drop_vanished(&ids);
+                ids
+            };
+            let ids = self.core.run(check).await?;
             let (reply, answer) = oneshot::channel();
             self.core.commits.send(Change::Touch { ids, keep, reply }).map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?

@@ -142,6 +142,23 @@ impl Core {
         Ok(outcome.err().unwrap_or_default())
     }
 
+    /// Drop what is gone of these segments, as far as the length of their files says so: a touch promises that they
+    /// are here, and so spares somebody from sending them.
+    pub(super) fn drop_vanished(&self, ids: &[SegmentId]) {
+        for id in ids {
+            let in_file = |record: &Record| record.place == Place::File && record.is_whole();
+            let Some(record) = self.index.get(id).filter(in_file) else { continue };
+            let file = self.disk.open(&self.home.segment_file(id), Access::Read);
+            let is_there = match file.and_then(|file| file.length()) {
+                Ok(length) => length >= segment_file::file_bytes(record.segment(*id)),
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            };
+            if !is_there && let Err(error) = self.reverify(*id) {
+                tracing::warn!(segment = %id, %error, "look at a segment whose file is gone or short");
+            }
+        }
+    }
+
     /// Do `work` on the record as it is; `Err` within `Ok` are the chunks that it found bad and that are
     /// dropped now.
     fn verified<T>(

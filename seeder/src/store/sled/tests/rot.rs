@@ -184,3 +184,22 @@ async fn a_tree_that_rotted_with_a_chunk_is_written_again_while_it_is_known() {
     let others = ChunkRange::new(1, segment.chunks());
     assert!(store.read(segment.id, others).await.unwrap() == bytes[16 * 1024..]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_touch_promises_nothing_of_a_file_that_is_gone_or_short() {
+    for damage in [
+        |path: &Path| std::fs::remove_file(path).unwrap(),
+        |path: &Path| {
+            std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(100_000).unwrap();
+        },
+    ] {
+        let dir = folder();
+        let (store, bytes, segment, path) = one_file(dir.path()).await;
+        assert_ne!(store.touch(vec![segment.id], Duration::ZERO).await.unwrap(), [0]);
+        damage(&path);
+        assert_eq!(store.touch(vec![segment.id], Duration::ZERO).await.unwrap(), [0], "send it again");
+        put(&store, &bytes, AckLevel::Fsync).await.unwrap();
+        assert_ne!(store.touch(vec![segment.id], Duration::ZERO).await.unwrap(), [0]);
+        assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes);
+    }
+}
