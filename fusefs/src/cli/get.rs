@@ -20,7 +20,7 @@ use swarm_proto::{ByteRange, Manifest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::partial::{Begun, Owner, Partial, finish_folder, make_entry};
+use self::partial::{Begun, Owner, Partial, finish_folder, make_entry, partial_path};
 use self::plan::{Item, Plan};
 use super::cat::copy;
 use super::connect::{Connection, Tool, tracker_failure};
@@ -244,7 +244,12 @@ impl Getting {
             io::ErrorKind::WouldBlock => {
                 Failure::new(Exit::Failure, format!("{}: another process is getting it", shown(&item.to)))
             }
-            _ => Failure::io(shown(&item.to), &error),
+            _ => {
+                // What is in the way may lie where the unfinished file would.
+                let partial = partial_path(&item.to);
+                let in_the_way = partial.symlink_metadata().is_ok_and(|found| !found.is_file());
+                Failure::io(shown(if in_the_way { &partial } else { &item.to }), &error)
+            }
         })?;
         let Begun::Lacking(partial, lacking) = begun else {
             self.kept.fetch_add(manifest.size(), Ordering::Relaxed);

@@ -174,7 +174,7 @@ fn time(ns: i64) -> SystemTime {
     }
 }
 
-fn partial_path(to: &Path) -> PathBuf {
+pub(super) fn partial_path(to: &Path) -> PathBuf {
     let name = to.file_name().unwrap_or_default().as_bytes();
     let mut partial = vec![b'.'];
     match name.len() + SUFFIX.len() < 255 {

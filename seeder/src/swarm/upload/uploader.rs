@@ -346,7 +346,7 @@ impl Inner {
         let failed = tokio::select! {
             answered = tokio::time::timeout(SYNC, client.sync(v1::SyncRequest {})) => match answered {
                 Ok(Ok(_)) => None,
-                Ok(Err(status)) => Some(status.to_string()),
+                Ok(Err(status)) => Some(crate::tracker_client::innermost(&status)),
                 Err(_) => Some(format!("no answer within {SYNC:?}")),
             },
             () = self.stop.cancelled() => Some("stopping".to_owned()),
