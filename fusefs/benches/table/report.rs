@@ -44,8 +44,9 @@ impl Report {
         let _ = writeln!(
             text,
             "Written by `make bench`; medians of {} rounds, references measured in turn in the same run. Cold: the \
-             kernel's and the mount's caches are empty, the seeders' data is in the page cache. Three seeders, all \
-             on one machine. Quote the ratios: the machine is shared and noisy.\n",
+             kernel's and the mount's caches are empty, the seeders' data is in the page cache, and from the \
+             second round on was verified by them less than ten minutes before (ADR 8). Three seeders, all on one \
+             machine. Quote the ratios: the machine is shared and noisy.\n",
             self.rounds
         );
         let _ = writeln!(text, "Machine: {}.\n", machine());
