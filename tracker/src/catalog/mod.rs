@@ -115,7 +115,7 @@ impl Catalog {
     ) -> Result<Arc<Self>, StoreError> {
         load::make_if_absent(&*store).await?;
         let numbers = Arc::new(Numbers::new(store.clone()));
-        let (state, follower) = State::load(&store).await?;
+        let (state, follower) = State::load(&store, stop.clone()).await?;
         let manifests = Arc::new(Manifests::new(store.clone(), numbers.clone()));
         manifests.find_leftovers().await?;
         tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), follower, stop.clone()));

@@ -41,6 +41,8 @@ pub struct Seen {
 pub struct State {
     seen: RwLock<Seen>,
     changes: History<Changes>,
+    /// From then on nobody follows the store.
+    stop: CancellationToken,
 }
 
 /// Newest changes that are kept for watchers, in units of one change.
@@ -54,10 +56,13 @@ enum Next {
 }
 
 impl State {
-    pub(super) async fn load(store: &Arc<dyn Store>) -> Result<(Arc<Self>, Follower<Event>), StoreError> {
+    pub(super) async fn load(
+        store: &Arc<dyn Store>,
+        stop: CancellationToken,
+    ) -> Result<(Arc<Self>, Follower<Event>), StoreError> {
         let (seen, follower) = load::load(&**store).await?;
         let changes = History::new(seen.revision, CHANGES_KEPT);
-        Ok((Arc::new(Self { seen: RwLock::new(seen), changes }), follower))
+        Ok((Arc::new(Self { seen: RwLock::new(seen), changes, stop }), follower))
     }
 
     /// All names, now.
@@ -88,8 +93,14 @@ impl State {
 
     /// The same, where more than an event may have to be read.
     pub async fn reached_within(&self, revision: Revision, patience: Duration) {
-        if tokio::time::timeout(patience, self.changes.reached(revision)).await.is_err() {
-            tracing::warn!(%revision, "the names in memory are behind the store");
+        tokio::select! {
+            biased;
+            () = self.changes.reached(revision) => {}
+            // What is written at the very end, as that a seeder left, nobody needs to see here.
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(patience) => {
+                tracing::warn!(%revision, "the names in memory are behind the store");
+            }
         }
     }
 
