@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::peers::{Facts, Refusal, advertised};
 use crate::soft::{AnnounceError, Announced, EPOCH};
 

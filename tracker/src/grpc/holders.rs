@@ -1,42 +1,17 @@
 //! The `Holders` service: one method each, all of them in their own rooms.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use swarm_proto::BootId;
 use swarm_proto::v1::holders_server::Holders;
 use swarm_proto::v1::{
     AnnounceMessage, LocateReply, LocateRequest, PeersReply, PeersRequest, PlaceReply, PlaceRequest, ReportReply,
     ReportRequest, StatusReply, StatusRequest, TrackerOrder,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::desk::Desk;
 use super::{announce, locate, peers, place, report, status};
-use crate::catalog::Catalog;
-use crate::census::Census;
-use crate::soft::Soft;
-
-/// What all methods need.
-pub struct Desk {
-    /// Peers and holders.
-    pub soft: Arc<Soft>,
-    /// This process.
-    pub boot_id: BootId,
-    /// Names, and the swarm's settings.
-    pub catalog: Arc<Catalog>,
-    /// How well all segments are kept.
-    pub census: Arc<Census>,
-    /// When this process began.
-    pub started: Instant,
-    /// Where streams run.
-    pub tasks: TaskTracker,
-    /// Ends all streams.
-    pub stop: CancellationToken,
-}
-
 /// The service.
 pub struct HoldersService {
     desk: Arc<Desk>,

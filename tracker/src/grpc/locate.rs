@@ -8,7 +8,7 @@ use swarm_proto::v1::{LocateReply, LocateRequest};
 use swarm_proto::{PeerId, SegmentId};
 use tonic::Status;
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::peers::{PeerSlot, Snapshot};
 use crate::policy::handout::{self, Holding, Rank, Standing};
 

@@ -2,6 +2,7 @@
 
 mod announce;
 pub mod catalog;
+pub mod desk;
 pub mod holders;
 mod locate;
 pub mod observe;

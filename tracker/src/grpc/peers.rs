@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use swarm_proto::v1::{PeerStatus, PeersReply};
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::peers::Snapshot;
 
 /// Answer one call: seeders first, then mounts, each in the order of their ids.

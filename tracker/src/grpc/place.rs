@@ -8,7 +8,7 @@ use swarm_proto::v1::{PeerInfo, PeerKind, PlaceReply, PlaceRequest};
 use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SegmentId};
 use tonic::Status;
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::peers::State;
 use crate::policy::placement::{Placement, Seeder};
 

@@ -4,7 +4,7 @@ use swarm_proto::convert;
 use swarm_proto::v1::{ReportKind, ReportReply, ReportRequest};
 use tonic::Status;
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::soft::Complaint;
 
 const MOST_REPORTS: u64 = 256;

@@ -7,7 +7,7 @@ use swarm_proto::v1::{PeerKind, StatusReply, StatusRequest};
 use swarm_proto::{convert, fault};
 use tonic::Status;
 
-use super::holders::Desk;
+use super::desk::Desk;
 use crate::catalog::refusal_of;
 use crate::peers::{Snapshot, State};
 

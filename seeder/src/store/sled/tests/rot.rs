@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::store::disk::Access;
 
 const LENGTH: usize = 500_000;
 
@@ -202,4 +203,20 @@ async fn a_touch_promises_nothing_of_a_file_that_is_gone_or_short() {
         assert_ne!(store.touch(vec![segment.id], Duration::ZERO).await.unwrap(), [0]);
         assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_that_changes_after_it_was_proven_is_found_all_the_same() {
+    let dir = folder();
+    let (store, bytes, segment, path) = one_file(dir.path()).await;
+    // Until its last change is old enough for a proof.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for _ in 0..2 {
+        assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes);
+    }
+    let stamp = store.core.disk.open(&path, Access::Read).unwrap().stamp().unwrap().unwrap();
+    assert!(store.core.proofs.hold(segment, segment.all(), stamp, std::time::Instant::now()));
+    flip(&path, 20_000);
+    let outcome = store.read(segment.id, segment.all()).await;
+    assert!(matches!(outcome, Err(StoreError::Corrupt { chunk: 1, .. })), "{outcome:?}");
 }
