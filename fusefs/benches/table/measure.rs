@@ -10,7 +10,7 @@ use std::time::Instant;
 /// Seconds that a shell line takes; it must succeed.
 pub(crate) fn seconds(line: &str) -> f64 {
     let began = Instant::now();
-    let output = Command::new("bash").args(["-c", line]).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new("bash").args(["-c", line]).stdin(Stdio::null()).output().expect("start bash");
     let took = began.elapsed().as_secs_f64();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     took
@@ -18,25 +18,25 @@ pub(crate) fn seconds(line: &str) -> f64 {
 
 /// What a shell line prints; it must succeed.
 pub(crate) fn output(line: &str) -> String {
-    let output = Command::new("bash").args(["-c", line]).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new("bash").args(["-c", line]).stdin(Stdio::null()).output().expect("start bash");
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// CPU seconds, user and system, that a process has used.
 pub(crate) fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = [11, 12].iter().map(|index| fields[*index].parse::<f64>().unwrap()).sum();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process that runs");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name in brackets").1.split_whitespace().collect();
+    let ticks: f64 = [11, 12].iter().map(|index| fields[*index].parse::<f64>().expect("ticks")).sum();
     // Linux shows 100 ticks a second to user space on every architecture.
     ticks / 100.0
 }
 
 /// Most resident memory that a process has had, in MiB.
 pub(crate) fn peak_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process that runs");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("KiB") / 1024.0
 }
 
 /// Before every figure, whosever it is: nothing waits to be written to the disk, and the page cache is full,
@@ -45,16 +45,16 @@ pub(crate) fn peak_mib(pid: u32) -> f64 {
 pub(crate) fn settle() {
     seconds("sync");
     let free = free_bytes();
-    let mut holes = SPARSE.lock().unwrap();
+    let mut holes = SPARSE.lock().expect("nobody panicked with it");
     let (file, at) = holes.get_or_insert_with(|| {
-        let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        file.set_len(SPARSE_BYTES).unwrap();
+        let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("make a file");
+        file.set_len(SPARSE_BYTES).expect("a hole takes no room");
         (file, 0)
     });
     let mut block = vec![0; 1 << 20];
     let until = *at + free.saturating_sub(LEFT_FREE);
     while *at < until {
-        file.read_exact_at(&mut block, *at).unwrap();
+        file.read_exact_at(&mut block, *at).expect("read a hole");
         *at += block.len() as u64;
     }
 }
@@ -66,9 +66,9 @@ const SPARSE_BYTES: u64 = 1 << 43;
 const LEFT_FREE: u64 = 256 << 20;
 
 fn free_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let text = std::fs::read_to_string("/proc/meminfo").expect("/proc/meminfo");
     let line = text.lines().find(|line| line.starts_with("MemFree:")).expect("MemFree");
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
 }
 
 /// Read a local file once so that it is in the page cache.

@@ -217,27 +217,15 @@ async fn with_the_tracker_away_names_fail_in_time_or_are_answered_as_known_last(
 #[tokio::test]
 async fn a_walk_over_a_directory_has_manifests_and_bytes_before_they_are_opened() {
     let bench = Bench::new(false).await;
-    let inodes: Vec<InodeNumber> = (0..40)
-        .map(|index| {
-            let inode = bench.swarm.make(ROOT, format!("{index:02}"), Kind::File);
-            bench.swarm.write(inode, format!("file {index}").as_bytes());
-            inode
-        })
-        .collect();
-    let directory = bench.fs.open_directory(ROOT);
-    bench.fs.page_at(directory, 0).await.unwrap();
-    for inode in &inodes[..3] {
-        open(&bench, *inode).await;
-    }
+    let inodes = walk(&bench, |_| {}).await;
     bench.until("the next files are fetched", |bench| bench.swarm.prefetched.lock().len() >= 16).await;
     let before = bench.swarm.asked();
     open(&bench, inodes[5]).await;
     assert_eq!(bench.swarm.asked() - before, 1, "no lease, but the manifest is here already");
 }
 
-/// A walk over 40 files, of which the first sixteen after the third are leased.
-async fn walked(bench: &Bench, before_the_lease: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
-    bench.swarm.leases.store(true, Ordering::SeqCst);
+/// The first three opens of a walk over 40 listed files.
+async fn walk(bench: &Bench, once_listed: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
     let inodes: Vec<InodeNumber> = (0..40)
         .map(|index| {
             let inode = bench.swarm.make(ROOT, format!("{index:02}"), Kind::File);
@@ -247,10 +235,17 @@ async fn walked(bench: &Bench, before_the_lease: impl FnOnce(&[InodeNumber])) ->
         .collect();
     let directory = bench.fs.open_directory(ROOT);
     bench.fs.page_at(directory, 0).await.unwrap();
-    before_the_lease(&inodes);
+    once_listed(&inodes);
     for inode in &inodes[..3] {
         open(bench, *inode).await;
     }
+    inodes
+}
+
+/// The same, until the next sixteen are leased.
+async fn walked(bench: &Bench, before_the_lease: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
+    bench.swarm.leases.store(true, Ordering::SeqCst);
+    let inodes = walk(bench, before_the_lease).await;
     bench.until("the next files are leased", |bench| inodes[3..19].iter().all(|file| bench.fs.is_leased(*file))).await;
     inodes
 }

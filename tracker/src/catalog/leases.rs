@@ -7,8 +7,9 @@
 //! A change that waits holds what it wrote, its folder too, for as long: if a file that was removed is made anew
 //! under its name, who made it is not answered before the old one is no longer opened.
 //!
-//! Invariants: a lease never ends later than [`TERM`] after it was given; memory is bounded by
-//! [`MOST`]; a process that has just begun honours what the one before it may have given.
+//! Invariants: a lease never ends later than [`TERM`] after it was given; memory is bounded, of leases by
+//! [`MOST`], of what is held by the changes of one term; a process that has just begun honours what the one
+//! before it may have given.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -317,7 +317,11 @@ async fn all_holders_gone_is_an_error_at_the_deadline_and_their_return_is_notice
     assert!(began.elapsed() >= Duration::from_millis(1500), "it tried until the deadline");
     let waits = room.read(segment, segment.all(), LONG);
     let returns = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let begun = Clock::now();
+        while room.swarm.state.lock().waiting.is_empty() {
+            assert!(begun.elapsed() < LONG, "the read does not wait");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         tokio::task::block_in_place(|| peers.iter_mut().for_each(FakePeer::revive));
     };
     let (read, ()) = tokio::join!(waits, returns);

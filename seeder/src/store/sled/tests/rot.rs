@@ -209,13 +209,15 @@ async fn a_touch_promises_nothing_of_a_file_that_is_gone_or_short() {
 async fn a_byte_that_changes_after_it_was_proven_is_found_all_the_same() {
     let dir = folder();
     let (store, bytes, segment, path) = one_file(dir.path()).await;
-    // Until its last change is old enough for a proof.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    for _ in 0..2 {
+    let stamp = store.core.disk.open(&path, Access::Read).unwrap().stamp().unwrap().unwrap();
+    let began = std::time::Instant::now();
+    // Its last change must be old enough for a proof.
+    while !store.core.proofs.hold(segment, segment.all(), stamp, std::time::Instant::now()) {
+        assert!(began.elapsed() < Duration::from_secs(20), "never proven");
+        tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes);
     }
-    let stamp = store.core.disk.open(&path, Access::Read).unwrap().stamp().unwrap().unwrap();
-    assert!(store.core.proofs.hold(segment, segment.all(), stamp, std::time::Instant::now()));
+    assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes, "with a proof");
     flip(&path, 20_000);
     let outcome = store.read(segment.id, segment.all()).await;
     assert!(matches!(outcome, Err(StoreError::Corrupt { chunk: 1, .. })), "{outcome:?}");
