@@ -4,8 +4,10 @@
 //! peer of a mount. So repair (a seeder that fetches from seeders) and reading (a mount that fetches
 //! from peers) run the same code. The daemon around it sits behind the feature `service`.
 
+mod aligned;
 pub mod announcer;
 mod grpc;
+mod local;
 pub mod peer;
 pub mod serve;
 #[cfg(feature = "service")]

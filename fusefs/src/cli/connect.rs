@@ -57,6 +57,8 @@ pub struct ToolSettings {
     pub segment_size: ByteCount,
     /// Bytes that `put` and `get` keep in memory on their way.
     pub in_flight: ByteCount,
+    /// Read from the files of seeders that run on this machine, and not over the network.
+    pub local_reads: bool,
 }
 
 impl Default for ToolSettings {
@@ -68,6 +70,7 @@ impl Default for ToolSettings {
             log: "warn".to_owned(),
             segment_size: ByteCount(u64::from(DEFAULT_SEGMENT_BYTES)),
             in_flight: ByteCount(64 << 20),
+            local_reads: true,
         }
     }
 }

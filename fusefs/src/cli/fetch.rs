@@ -78,7 +78,10 @@ impl Fetcher {
         let units = (tool.settings.in_flight.0.max(PIECE_BYTES) / ROOM_UNIT_BYTES).min(Semaphore::MAX_PERMITS as u64);
         let room_units = u32::try_from(units).unwrap_or(u32::MAX);
         let corrupt = Arc::new(Corrupt { tracker: connection.tracker.clone(), segments: Mutex::default() });
-        let config = SwarmConfig::new(PeerId::random(), tool.settings.zone.clone());
+        let config = SwarmConfig {
+            local_reads: tool.settings.local_reads,
+            ..SwarmConfig::new(PeerId::random(), tool.settings.zone.clone())
+        };
         let registry = prometheus::Registry::new();
         let swarm = Swarm::new(config, corrupt.clone(), &registry, tasks.clone(), stop.clone());
         let (reporter, reporting) = (connection.tracker.clone(), stop.clone());

@@ -109,6 +109,10 @@ pub(crate) struct MountFlags {
     /// Most bytes a second fetched from others [default: no limit]
     #[arg(long, value_name = "SIZE")]
     download_limit: Option<String>,
+    /// Fetch over the network also from seeders on this machine, and do not read their files
+    #[arg(long = "no-local-reads", hide_short_help = true)]
+    #[serde(rename = "local_reads", serialize_with = "not", skip_serializing_if = "is_false")]
+    no_local_reads: bool,
     /// Where other peers reach this mount [default: 0.0.0.0:0]
     #[arg(long, value_name = "ADDR:PORT", hide_short_help = true)]
     listen: Option<SocketAddr>,

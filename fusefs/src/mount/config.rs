@@ -51,6 +51,8 @@ pub struct MountConfig {
     pub upload_limit: Option<ByteCount>,
     /// Most bytes a second fetched from others.
     pub download_limit: Option<ByteCount>,
+    /// Read from the files of seeders that run on this machine, and not over the network.
+    pub local_reads: bool,
     /// Where other peers reach this mount; port 0: any free one.
     pub listen: SocketAddr,
     /// host:port at which others reach it, if not the listening address.
@@ -88,6 +90,7 @@ impl Default for MountConfig {
             share: true,
             upload_limit: None,
             download_limit: None,
+            local_reads: true,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
             advertise: None,
             zone: String::new(),

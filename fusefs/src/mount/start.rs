@@ -174,8 +174,11 @@ impl Mount {
             .filter(|node| node.kind == Kind::Directory)
             .ok_or_else(|| MountError::NoSuchFolder(address.sub().to_owned()))?;
 
-        let swarm_config =
-            SwarmConfig { download_limit: config.download_limit, ..SwarmConfig::new(me, config.zone.clone()) };
+        let swarm_config = SwarmConfig {
+            download_limit: config.download_limit,
+            local_reads: config.local_reads,
+            ..SwarmConfig::new(me, config.zone.clone())
+        };
         let swarm = Swarm::new(swarm_config, Arc::new(tracker.clone()), &registry, tasks.clone(), stop.clone());
         let peer_config = PeerConfig {
             id: me,

@@ -84,7 +84,7 @@ fn the_cache_keeps_its_limit_under_ten_times_its_size() {
     swarm.put(&source, "/tree", 1);
     let limit = 32 * MIB;
     let extra = ["--cache-size", "32MiB"].map(String::from).to_vec();
-    let mount = swarm.mount_with(MountOptions { extra, cache: None });
+    let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
     let mut most = 0;
     for index in 0..40 {
         let name = format!("{index:02}");

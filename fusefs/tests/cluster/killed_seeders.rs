@@ -1,9 +1,6 @@
 //! Seeders die in the middle of reads and of writes; readers do not notice, and nothing acknowledged is
 //! lost.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,34 +8,11 @@ use rand::Rng;
 
 use crate::harness::process::binary;
 use crate::harness::swarm::drop_caches;
-use crate::harness::{MountOptions, Swarm, assert_same_file, eventually, only_in_soak, rounds, soak, write_random};
+use crate::harness::{
+    MountOptions, Swarm, assert_same_file, eventually, only_in_soak, read_in_steps, rounds, soak, write_random,
+};
 
 const MIB: u64 = 1024 * 1024;
-
-/// Read all of `path`, calling `at` after each MiB; returns the longest wait for one MiB.
-fn read_slowly(path: &Path, want: &Path, mut at: impl FnMut(u64)) -> Duration {
-    let (mut file, mut model) = (File::open(path).unwrap(), File::open(want).unwrap());
-    let (mut block, mut model_block) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let (mut done, mut longest) = (0, Duration::ZERO);
-    loop {
-        let began = Instant::now();
-        let mut filled = 0;
-        while filled < block.len() {
-            match file.read(&mut block[filled..]).unwrap_or_else(|error| panic!("read at {} MiB: {error}", done)) {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        longest = longest.max(began.elapsed());
-        model.read_exact(&mut model_block[..filled]).unwrap();
-        assert!(block[..filled] == model_block[..filled], "wrong bytes in MiB {done}");
-        if filled < block.len() {
-            return longest;
-        }
-        done += 1;
-        at(done);
-    }
-}
 
 #[test]
 fn a_reader_does_not_notice_that_a_seeder_is_killed() {
@@ -49,10 +23,10 @@ fn a_reader_does_not_notice_that_a_seeder_is_killed() {
         swarm.put(&source, "/large", 2);
         // A small window and a limit, so that the read is still under way when the seeder dies.
         let extra = ["--max-readahead", "8MiB", "--download-limit", "200MiB"].map(String::from).to_vec();
-        let mount = swarm.mount_with(MountOptions { extra, cache: None });
+        let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
         let victim = round % 3;
         let seeders = &mut swarm.seeders;
-        let longest = read_slowly(&mount.path("large"), &source, |done| {
+        let longest = read_in_steps(&mount.path("large"), &source, |done| {
             if done == 40 {
                 seeders[victim].kill();
             }
@@ -71,9 +45,9 @@ fn a_reader_does_not_notice_that_a_seeder_stops_answering() {
     write_random(&source, 128 * MIB, 3);
     swarm.put(&source, "/large", 2);
     let extra = ["--max-readahead", "8MiB", "--download-limit", "100MiB"].map(String::from).to_vec();
-    let mount = swarm.mount_with(MountOptions { extra, cache: None });
+    let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
     let seeders = &mut swarm.seeders;
-    let longest = read_slowly(&mount.path("large"), &source, |done| {
+    let longest = read_in_steps(&mount.path("large"), &source, |done| {
         if done == 20 {
             seeders[1].signal("STOP");
         }
@@ -89,7 +63,7 @@ fn with_all_holders_gone_a_read_fails_in_time_and_works_again_when_they_are_back
     write_random(&source, 8 * MIB, 5);
     swarm.put(&source, "/file", 2);
     let extra = ["--read-timeout", "3s"].map(String::from).to_vec();
-    let mount = swarm.mount_with(MountOptions { extra, cache: None });
+    let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
     swarm.seeders.iter_mut().for_each(|seeder| seeder.kill());
     let began = Instant::now();
     let error = std::fs::read(mount.path("file")).expect_err("nobody has it");
@@ -159,20 +133,21 @@ fn no_stall_above_two_seconds_when_any_seeder_is_killed_under_full_speed() {
     if only_in_soak("the longest stall at full speed") {
         return;
     }
-    for victim in 0..3 {
+    for (victim, local_reads) in [(0, false), (1, false), (2, false), (0, true), (1, true), (2, true)] {
         let mut swarm = Swarm::start(3);
         let source = swarm.scratch("large");
         write_random(&source, 1024 * MIB, victim as u64);
         swarm.put(&source, "/large", 2);
         drop_caches();
-        let mount = swarm.mount();
+        let mount = swarm.mount_with(MountOptions { local_reads, ..MountOptions::default() });
         let seeders = &mut swarm.seeders;
-        let longest = read_slowly(&mount.path("large"), &source, |done| {
+        let longest = read_in_steps(&mount.path("large"), &source, |done| {
             if done == 100 {
                 seeders[victim].kill();
             }
         });
-        eprintln!("seeder {victim} killed at full speed: the longest wait for one MiB was {longest:?}");
+        let way = if local_reads { "reading its files" } else { "over the network" };
+        eprintln!("seeder {victim} killed at full speed, {way}: the longest wait for one MiB was {longest:?}");
         assert!(longest < Duration::from_secs(2), "a stall of {longest:?}");
     }
 }

@@ -19,7 +19,7 @@ fn a_read_in_progress_goes_on_and_after_a_restart_all_is_located_again() {
     }
     swarm.put(&source, "/tree", 2);
     let extra = ["--max-readahead", "8MiB", "--download-limit", "100MiB"].map(String::from).to_vec();
-    let mount = swarm.mount_with(MountOptions { extra, cache: None });
+    let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
 
     let mut file = File::open(mount.path("tree/large")).unwrap();
     let mut head = vec![0; 20 << 20];

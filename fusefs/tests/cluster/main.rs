@@ -11,6 +11,7 @@ mod harness;
 mod killed_seeders;
 mod killed_tracker;
 mod liars;
+mod local_reads;
 mod many_sources;
 mod names;
 mod real_tree;

@@ -9,6 +9,8 @@ use tonic::{Code, Status};
 pub struct Counters {
     /// Bytes of chunks served.
     pub served_bytes: IntCounter,
+    /// Of them, bytes that processes of this machine read from lent files.
+    pub lent_bytes: IntCounter,
     /// Bytes of chunk trees served.
     pub served_tree_bytes: IntCounter,
     /// Bytes of segments taken and acknowledged.
@@ -28,6 +30,7 @@ impl Counters {
         let counter = |name, help| IntCounter::with_opts(named(name, help)).expect("the names are valid");
         let counters = Self {
             served_bytes: counter("swarm_peer_served_bytes_total", "Bytes of chunks served"),
+            lent_bytes: counter("swarm_peer_lent_bytes_total", "Of them, read here from files that were lent"),
             served_tree_bytes: counter("swarm_peer_served_tree_bytes_total", "Bytes of chunk trees served"),
             stored_bytes: counter("swarm_peer_stored_bytes_total", "Bytes of segments taken and acknowledged"),
             requests: IntCounterVec::new(
@@ -38,8 +41,9 @@ impl Counters {
             in_flight: IntGauge::with_opts(named("swarm_peer_fetches_in_flight", "Fetches being answered now"))
                 .expect("the names are valid"),
         };
-        let all: [Box<dyn prometheus::core::Collector>; 5] = [
+        let all: [Box<dyn prometheus::core::Collector>; 6] = [
             Box::new(counters.served_bytes.clone()),
+            Box::new(counters.lent_bytes.clone()),
             Box::new(counters.served_tree_bytes.clone()),
             Box::new(counters.stored_bytes.clone()),
             Box::new(counters.requests.clone()),

@@ -16,7 +16,7 @@ use super::listener::Remote;
 use crate::store::{ChunkStore, StoreError};
 
 /// Longest wait for the store to read one run; a disk that needs longer is no use to the asker.
-const READ_WAIT: Duration = Duration::from_secs(10);
+pub(super) const READ_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the answers of a batch that are ready wait for one that is not.
 const STRAGGLER_WAIT: Duration = Duration::from_millis(250);
@@ -45,25 +45,27 @@ impl From<Answer> for v1::FetchReply {
 }
 
 /// A fetch of what is here.
-struct Ready {
-    id: SegmentId,
-    chunks: ChunkRange,
+pub(super) struct Ready {
+    pub(super) id: SegmentId,
+    pub(super) chunks: ChunkRange,
     with_tree: bool,
-    asker: Asker,
+    pub(super) asker: Asker,
     /// Of its answer.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// One answer of several.
 pub(crate) fn outcome(answer: Result<Answer, Status>) -> v1::FetchOutcome {
     match answer {
         Ok(answer) => v1::FetchOutcome { reply: Some(answer.into()), ..v1::FetchOutcome::default() },
-        Err(status) => v1::FetchOutcome {
-            reply: None,
-            code: u32::try_from(i32::from(status.code())).unwrap_or_default(),
-            message: status.message().to_owned(),
-        },
+        Err(status) => failed(&status),
     }
+}
+
+/// The answer that an error is.
+pub(super) fn failed(status: &Status) -> v1::FetchOutcome {
+    let code = u32::try_from(i32::from(status.code())).unwrap_or_default();
+    v1::FetchOutcome { reply: None, code, message: status.message().to_owned() }
 }
 
 impl<S: ChunkStore> Chunks<S> {
@@ -117,7 +119,7 @@ impl<S: ChunkStore> Chunks<S> {
     }
 
     /// Check a fetch against what is here; if that is not all of it, what there is.
-    fn prepare(
+    pub(super) fn prepare(
         &self,
         request: &v1::FetchRequest,
         from: Option<&Remote>,
@@ -141,35 +143,42 @@ impl<S: ChunkStore> Chunks<S> {
         Ok(Ok(Ready { id, chunks, with_tree: request.with_tree, asker, bytes }))
     }
 
-    async fn pass(&self, asker: Asker, bytes: u64, from: Option<&Remote>) -> Result<Arc<Pass>, Status> {
+    pub(super) async fn pass(&self, asker: Asker, bytes: u64, from: Option<&Remote>) -> Result<Arc<Pass>, Status> {
         let link = from.map(|remote| Arc::clone(&remote.link));
         let pass = self.gate.pass(asker, bytes, link).await;
         pass.map(Arc::new).map_err(|Busy| Status::resource_exhausted("this peer is busy: ask another, or later"))
     }
 
     async fn read(&self, ready: Ready, pass: Arc<Pass>) -> Result<Answer, Status> {
-        let Ready { id, chunks, with_tree, .. } = ready;
         let read = async {
-            let data = self.store.read(id, chunks).await?;
-            let tree = match with_tree {
-                true => self.store.tree(id).await?.values().clone(),
-                false => Bytes::new(),
-            };
-            Ok((tree, data))
+            let data = self.store.read(ready.id, ready.chunks).await?;
+            Ok((self.tree_bytes(&ready).await?, data))
         };
         match tokio::time::timeout(READ_WAIT, read).await {
             Ok(Ok((tree, data))) => {
-                self.counters.served_bytes.inc_by(data.len() as u64);
-                self.counters.served_tree_bytes.inc_by(tree.len() as u64);
+                self.count_served(data.len() as u64, tree.len() as u64);
                 Ok(Answer::Chunks { tree, data, pass })
             }
-            Ok(Err(error)) => self.lacks(id, error).map(Answer::Lacks),
+            Ok(Err(error)) => self.lacks(ready.id, error).map(Answer::Lacks),
             Err(_) => Err(Status::unavailable("the disk is too slow: ask another")),
         }
     }
 
+    /// The tree, if it was asked for.
+    pub(super) async fn tree_bytes(&self, ready: &Ready) -> Result<Bytes, StoreError> {
+        match ready.with_tree {
+            true => Ok(self.store.tree(ready.id).await?.values().clone()),
+            false => Ok(Bytes::new()),
+        }
+    }
+
+    pub(super) fn count_served(&self, data_bytes: u64, tree_bytes: u64) {
+        self.counters.served_bytes.inc_by(data_bytes);
+        self.counters.served_tree_bytes.inc_by(tree_bytes);
+    }
+
     /// What is left after a read failed: a presence if the store only lacks chunks, else an error.
-    fn lacks(&self, id: SegmentId, error: StoreError) -> Result<v1::Presence, Status> {
+    pub(super) fn lacks(&self, id: SegmentId, error: StoreError) -> Result<v1::Presence, Status> {
         match error {
             StoreError::Missing(_) | StoreError::Partial(_) | StoreError::Corrupt { .. } => {
                 Ok(self.store.held(&id).map_or_else(nothing, |held| v1::Presence::from(&held.presence)))

@@ -9,6 +9,7 @@ mod counters;
 mod fetch;
 mod forward;
 mod gate;
+mod lend;
 mod listener;
 mod receive;
 mod route;
@@ -29,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::store::{ChunkStore, ReplicaSink};
+use crate::store::{ChunkStore, Holding, ReplicaSink};
 use fetch::{MOST_IDS, outcome};
 use forward::Forward;
 use gate::Gate;
@@ -83,6 +84,11 @@ pub async fn serve<S: ChunkStore>(
     let gate = Gate::open(config.upload_limit, tasks, &stop);
     let forward = Forward::new(tasks.clone(), stop.clone());
     let chunks = Arc::new(Chunks { me: config.me, store, gate, forward, counters });
+    if let Ok(address) = listener.local_addr()
+        && chunks.store.holding() == Holding::Replica
+    {
+        lend::start(Arc::clone(&chunks), address, tasks, stop_accepting.clone(), stop.clone());
+    }
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(SERVICE_NAME, tonic_health::ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()

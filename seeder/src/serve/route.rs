@@ -35,7 +35,7 @@ use crate::grpc;
 use crate::store::ChunkStore;
 
 /// Bytes of a Fetch request: two ids, three numbers, and room for fields to come; and of 64 of them.
-const MOST_FETCH_BYTES: usize = 4 * 1024;
+pub(super) const MOST_FETCH_BYTES: usize = 4 * 1024;
 const MOST_FETCH_MANY_BYTES: usize = 16 * 1024;
 /// Bytes of the other requests: 4,096 ids of 32 bytes, and room.
 const MOST_LIST_BYTES: usize = 256 * 1024;

@@ -24,6 +24,7 @@ use super::{Counters, ServeConfig, Served, serve};
 use crate::store::StoreError;
 use shelf::{Shelf, Store};
 
+mod lending;
 mod shelf;
 
 /// One served shelf.

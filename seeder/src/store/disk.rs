@@ -6,25 +6,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use crate::aligned;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 
 /// Most pieces in one vectored write; Linux takes 1,024.
 const MOST_PIECES: usize = 1024;
-
-/// A page of memory.
-const PAGE_BYTES: usize = 4096;
-/// From this length on a read is worth the room that its alignment costs.
-const ALIGN_FROM: usize = 64 * 1024;
 
 /// What one folder entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +103,10 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes>;
     /// By which a change since then will be known; none if this disk cannot say.
     fn stamp(&self) -> io::Result<Option<Stamp>>;
+    /// The file itself, to be given to another process; none if this disk has no such thing.
+    fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
     /// Make the bytes and the length survive a power cut (fdatasync).
     fn sync(&self) -> io::Result<()>;
 }
@@ -211,23 +212,7 @@ impl DiskFile for File {
     }
 
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        // `pread` into spare capacity: the buffer is not zeroed first. Large reads go to the start of a page:
-        // where a page is copied to a few bytes behind the start of another, some processors are several
-        // times slower, and an allocator's large blocks begin just there.
-        let align = if length < ALIGN_FROM { 1 } else { PAGE_BYTES };
-        let mut bytes: Vec<u8> = Vec::with_capacity(length + align - 1);
-        let start = bytes.as_ptr().align_offset(align).min(align - 1);
-        bytes.resize(start, 0);
-        while bytes.len() < start + length {
-            let at = offset + (bytes.len() - start) as u64;
-            match rustix::io::pread(self, spare_capacity(&mut bytes), at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(Bytes::from(bytes).slice(start..start + length))
+        aligned::read_exact_at(self, offset, length)
     }
 
     fn stamp(&self) -> io::Result<Option<Stamp>> {
@@ -238,6 +223,10 @@ impl DiskFile for File {
         // A change that is still to come was made by a clock that was set back since.
         let unchanged_for = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
         Ok(Some(Stamp { inode: meta.ino(), length: meta.len(), changed_ns, unchanged_for }))
+    }
+
+    fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(Some(self.try_clone()?.into()))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -274,11 +263,7 @@ mod tests {
         assert_eq!(file.length().unwrap(), 0, "a reservation is not content");
         let large = Bytes::from((0..200_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
         file.write_at(std::slice::from_ref(&large), 0).unwrap();
-        for (offset, length) in [(0, 200_000), (1, ALIGN_FROM), (77, ALIGN_FROM - 1), (199_999, 1)] {
-            let read = file.read_at(offset as u64, length).unwrap();
-            assert_eq!(read, large[offset..offset + length]);
-            assert!(length < ALIGN_FROM || read.as_ptr().align_offset(PAGE_BYTES) == 0);
-        }
+        assert_eq!(file.read_at(77, 100_000).unwrap(), large[77..100_077]);
         assert_eq!(file.read_at(1, 200_000).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let file = RealDisk.create(&dir.path().join("g")).unwrap();
         let pieces: Vec<Bytes> = (0..3000u32).map(|i| Bytes::from(i.to_le_bytes().to_vec())).collect();

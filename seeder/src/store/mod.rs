@@ -5,6 +5,7 @@
 
 pub mod cache;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,15 @@ pub struct Usage {
     pub segments: u64,
     /// Segments with a chunk known to be bad, not repaired yet.
     pub corrupt_segments: u64,
+}
+
+/// Where bytes lie.
+#[derive(Debug)]
+pub struct Loan {
+    /// A regular file, open for reading.
+    pub file: OwnedFd,
+    /// Where in it they begin.
+    pub offset: u64,
 }
 
 /// How much an acknowledgement survives.
@@ -138,6 +148,14 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// Errors: [`StoreError::Partial`] if not all are held; [`StoreError::Corrupt`] after dropping what
     ///         did not verify.
     fn read(&self, id: SegmentId, chunks: ChunkRange) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+
+    /// The open file in which a run of chunks lies, for who reads it himself; none if it lies in no file of its own.
+    ///
+    /// Shape:  what lies there was verified, now or a short while ago, but may rot: its reader verifies it.
+    /// Errors: as [`Self::read`].
+    fn lend(&self, _: SegmentId, _: ChunkRange) -> impl Future<Output = Result<Option<Loan>, StoreError>> + Send {
+        std::future::ready(Ok(None))
+    }
 
     /// Read all of a segment again and drop every chunk that does not verify; returns those.
     fn reverify(&self, id: SegmentId) -> impl Future<Output = Result<Vec<u32>, StoreError>> + Send;

@@ -45,7 +45,9 @@ use self::schema::{Row, Setting};
 use self::settle::{Chore, RaiseJob, Unsettled};
 use self::writer::{SledWriter, Sync};
 use super::disk::{Disk, RealDisk};
-use super::{AckLevel, ChunkStore, Damaged, Held, Holding, ReplicaSink, SegmentWriter, StoreError, Usage, failed};
+use super::{
+    AckLevel, ChunkStore, Damaged, Held, Holding, Loan, ReplicaSink, SegmentWriter, StoreError, Usage, failed,
+};
 
 /// Largest free-space floor that nobody asked for.
 const MOST_FLOOR_BYTES: u64 = 1 << 30;
@@ -236,6 +238,10 @@ impl ChunkStore for SledStore {
 
     async fn read(&self, id: SegmentId, chunks: ChunkRange) -> Result<Bytes, StoreError> {
         self.core.run(move |core| core.read(id, chunks)).await?
+    }
+
+    async fn lend(&self, id: SegmentId, chunks: ChunkRange) -> Result<Option<Loan>, StoreError> {
+        self.core.run(move |core| core.lend(id, chunks)).await?
     }
 
     async fn reverify(&self, id: SegmentId) -> Result<Vec<u32>, StoreError> {

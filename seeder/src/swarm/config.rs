@@ -21,6 +21,8 @@ pub struct SwarmConfig {
     pub locate_timeout: Duration,
     /// Bytes a second that are asked for; `None`: as many as there are.
     pub download_limit: Option<ByteCount>,
+    /// Read the files of peers that run on this machine, where they lend them, and not over the network.
+    pub local_reads: bool,
     /// When a peer is no longer asked at all.
     pub ban: BanRules,
     /// Verified chunk trees kept in memory.
@@ -41,6 +43,7 @@ impl SwarmConfig {
             request_timeout: Duration::from_secs(15),
             locate_timeout: Duration::from_secs(5),
             download_limit: None,
+            local_reads: true,
             ban: BanRules::default(),
             // 8 KiB for a segment of 4 MiB: 32 MiB at most.
             trees_kept: 4096,

@@ -68,7 +68,9 @@ struct OpenLink {
 impl State {
     fn forget(&mut self, id: RequestId) -> Option<Live> {
         let live = self.live.remove(&id)?;
-        self.engine.totals().received_bytes += live.progress.bytes();
+        let totals = self.engine.totals();
+        totals.received_bytes += live.progress.bytes();
+        totals.local_bytes += live.progress.local_bytes();
         Some(live)
     }
 }
@@ -249,7 +251,7 @@ impl Swarm {
             open.used = Instant::now();
             return Ok(open.link.clone());
         }
-        let link = Link::new(&address.address, &self.config)?;
+        let link = Link::new(address.id, &address.address, &self.config)?;
         let open = OpenLink { address: address.address.clone(), link: link.clone(), used: Instant::now() };
         state.links.insert(peer, open);
         Ok(link)

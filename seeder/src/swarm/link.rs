@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
 use prost::Message;
 use swarm_proto::v1::chunks_client::ChunksClient;
-use swarm_proto::{CHUNK_BYTES, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, v1};
+use swarm_proto::{CHUNK_BYTES, ChunkRange, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, PeerId, Segment, v1};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -31,6 +31,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::SwarmConfig;
+use super::borrow::Lender;
 use crate::grpc;
 
 /// The calls that do not go through the generated client.
@@ -64,6 +65,8 @@ const SLACK: u64 = 160 * 1024;
 /// A connection to one peer; clones share it.
 #[derive(Clone)]
 pub(super) struct Link {
+    /// None: all goes over the network.
+    lender: Option<Lender>,
     channel: Channel,
     small: Arc<Mutex<Vec<Small>>>,
 }
@@ -77,10 +80,11 @@ struct Small {
 }
 
 impl Link {
-    /// To `host:port`. Nothing is connected before the first call.
+    /// To a peer at `host:port`. Nothing is connected before the first call.
     ///
     /// Errors: the address is none.
-    pub(super) fn new(address: &str, config: &SwarmConfig) -> Result<Self, String> {
+    pub(super) fn new(peer: PeerId, address: &str, config: &SwarmConfig) -> Result<Self, String> {
+        let lender = config.local_reads.then(|| Lender::new(peer, address));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
         let channel = endpoint
             .connect_timeout(config.connect_timeout)
@@ -91,19 +95,28 @@ impl Link {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .connect_lazy();
-        Ok(Self { channel, small: Arc::default() })
+        Ok(Self { lender, channel, small: Arc::default() })
     }
 
-    /// Fetch; what comes is counted into `progress`, and a reply of much more than `most_bytes` is cut off.
+    /// Fetch from a segment; what comes is counted into `progress`, and a reply of much more than `most_bytes` is cut
+    /// off.
     ///
     /// Shape: `spawn` runs what must go on although the caller goes away.
     pub(super) async fn fetch(
         &self,
+        segment: Segment,
         request: v1::FetchRequest,
         progress: &Arc<Progress>,
         most_bytes: u64,
         spawn: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Result<v1::FetchReply, Status> {
+        if let Some(lender) = &self.lender {
+            let chunks = ChunkRange::new(request.first_chunk, request.first_chunk + request.chunk_count);
+            let bytes = segment.bytes_of(chunks).len();
+            if let Some(answer) = lender.fetch(segment, &request, bytes, progress).await {
+                return answer;
+            }
+        }
         if request.chunk_count > SMALL_CHUNKS || most_bytes > SMALL_BYTES {
             return self.fetch_one(&request, progress, most_bytes).await;
         }
@@ -264,12 +277,18 @@ pub(super) struct Progress {
     bytes: AtomicU64,
     /// Microseconds from the request to the reply's head, plus one; 0: it has not come.
     head_us: AtomicU64,
+    local: AtomicBool,
 }
 
 impl Progress {
     /// Of a request that is sent now.
     pub(super) fn new() -> Self {
-        Self { sent: Instant::now(), bytes: AtomicU64::new(0), head_us: AtomicU64::new(0) }
+        Self {
+            sent: Instant::now(),
+            bytes: AtomicU64::new(0),
+            head_us: AtomicU64::new(0),
+            local: AtomicBool::new(false),
+        }
     }
 
     /// Bytes of the reply that came.
@@ -277,16 +296,26 @@ impl Progress {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Of them, bytes that were read on this machine.
+    pub(super) fn local_bytes(&self) -> u64 {
+        if self.local.load(Ordering::Relaxed) { self.bytes() } else { 0 }
+    }
+
     /// From the request to the head of the reply.
     pub(super) fn latency(&self) -> Option<Duration> {
         self.head_us.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
     }
 
-    fn came(&self, bytes: u64) {
+    /// What comes is read on this machine.
+    pub(super) fn read_here(&self) {
+        self.local.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn came(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn head_came(&self) {
+    pub(super) fn head_came(&self) {
         let passed = u64::try_from(self.sent.elapsed().as_micros()).unwrap_or(u64::MAX - 1);
         self.head_us.store(passed.saturating_add(1), Ordering::Relaxed);
     }

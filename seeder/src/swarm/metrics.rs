@@ -9,10 +9,11 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use super::{Swarm, SwarmStats};
 
 /// Name, meaning and source of every total.
-const TOTALS: [Total; 8] = [
+const TOTALS: [Total; 9] = [
     ("swarm_fetch_payload_bytes_total", "Verified chunk bytes fetched from peers", |stats| stats.payload_bytes),
     ("swarm_fetch_tree_bytes_total", "Bytes of chunk trees fetched from peers", |stats| stats.tree_bytes),
     ("swarm_fetch_received_bytes_total", "Bytes of replies, useful or not", |stats| stats.received_bytes),
+    ("swarm_fetch_local_bytes_total", "Of them, read from files that peers here lent", |stats| stats.local_bytes),
     ("swarm_fetch_wasted_bytes_total", "Chunk bytes that came and were of no use", |stats| stats.wasted_bytes),
     ("swarm_fetch_requests_total", "Requests sent to peers", |stats| stats.requests),
     ("swarm_fetch_hedges_total", "Requests that repeated what another peer was late with", |stats| stats.hedges),

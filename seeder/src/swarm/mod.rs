@@ -4,6 +4,7 @@
 //! tree against the segment's id.
 
 mod blame;
+mod borrow;
 mod bucket;
 mod config;
 mod engine;

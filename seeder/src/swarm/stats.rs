@@ -13,6 +13,8 @@ pub struct SwarmStats {
     pub tree_bytes: u64,
     /// Bytes of replies that came, with their framing, useful or not.
     pub received_bytes: u64,
+    /// Of them, bytes of peers on this machine that were read from the files they lie in.
+    pub local_bytes: u64,
     /// Chunk bytes that came and were not needed any more, or did not verify.
     pub wasted_bytes: u64,
     /// Requests sent.

@@ -43,7 +43,8 @@ impl FromStr for TrackerAddress {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = || AddressError { text: text.to_owned() };
         let rest = text.trim();
-        let rest = rest.strip_prefix("swarm://").unwrap_or(rest);
+        // gRPC's own tools write `http://`.
+        let rest = ["swarm://", "http://"].iter().find_map(|scheme| rest.strip_prefix(scheme)).unwrap_or(rest);
         let (hosts, sub) = rest.split_once('/').unwrap_or((rest, ""));
         let endpoints = hosts.split(',').map(|host| endpoint(host).ok_or_else(wrong)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { endpoints, sub: sub.trim_matches('/').to_owned() })
@@ -94,6 +95,7 @@ mod tests {
             ("10.0.0.1:5", "swarm://10.0.0.1:5"),
             ("[::1]:9/s", "swarm://[::1]:9/s"),
             ("[::1]", "swarm://[::1]:7070"),
+            ("http://a:1", "swarm://a:1"),
         ] {
             assert_eq!(text.parse::<TrackerAddress>().unwrap().to_string(), shown, "{text}");
         }
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "swarm://", "a:", "a:0", "a:99999", "a:b", "a b:1", "http://a:1", "[::1:2", "a,,b", "[zz]:1"] {
+        for text in ["", "swarm://", "a:", "a:0", "a:99999", "a:b", "a b:1", "https://a:1", "[::1:2", "a,,b", "[zz]:1"]
+        {
             assert!(text.parse::<TrackerAddress>().is_err(), "{text}");
         }
     }

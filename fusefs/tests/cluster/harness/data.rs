@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rand::{RngCore, SeedableRng, rngs::SmallRng};
 
@@ -30,6 +31,31 @@ pub(crate) fn write_random(path: &Path, length: u64, seed: u64) {
 pub(crate) fn assert_same_file(a: &Path, b: &Path) {
     if let Err(difference) = compare(a, b) {
         panic!("{} and {}: {difference}", a.display(), b.display());
+    }
+}
+
+/// Read all of `path`, which has the bytes of `want`, calling `at` after each MiB; returns the longest wait for one.
+pub(crate) fn read_in_steps(path: &Path, want: &Path, mut at: impl FnMut(u64)) -> Duration {
+    let (mut file, mut model) = (File::open(path).unwrap(), File::open(want).unwrap());
+    let (mut block, mut model_block) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let (mut done, mut longest) = (0, Duration::ZERO);
+    loop {
+        let began = Instant::now();
+        let mut filled = 0;
+        while filled < block.len() {
+            match file.read(&mut block[filled..]).unwrap_or_else(|error| panic!("read at {} MiB: {error}", done)) {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        longest = longest.max(began.elapsed());
+        model.read_exact(&mut model_block[..filled]).unwrap();
+        assert!(block[..filled] == model_block[..filled], "wrong bytes in MiB {done}");
+        if filled < block.len() {
+            return longest;
+        }
+        done += 1;
+        at(done);
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct MountOptions {
     pub(crate) extra: Vec<String>,
     /// Its cache folder, if not one of its own.
     pub(crate) cache: Option<PathBuf>,
+    /// Read the files of the seeders, which are all on this machine; else, as if they were not, over the network.
+    pub(crate) local_reads: bool,
 }
 
 /// A mount, its process and its folder.
@@ -141,6 +143,7 @@ impl Swarm {
         Command::new(binary("swarmfs"))
             .args(arguments)
             .env("SWARM_TRACKER", &self.tracker_url)
+            .env("SWARM_LOCAL_READS", "false")
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .output()
@@ -201,6 +204,9 @@ impl Swarm {
         let admin = format!("127.0.0.1:{}", free_port());
         let mut arguments =
             words(&["mount", "--foreground", "--cache-dir", &cache.to_string_lossy(), "--admin-listen", &admin]);
+        if !options.local_reads {
+            arguments.push("--no-local-reads".to_owned());
+        }
         arguments.extend(options.extra);
         arguments.extend(words(&[url, &folder.to_string_lossy()]));
         let mut daemon = Daemon::new(self.folder.path(), &format!("mount-{index}"), "swarmfs", arguments, admin);

@@ -17,7 +17,7 @@ use super::core::{Core, closed};
 use super::schema::{Place, Record, Row};
 use crate::store::disk::{Access, DiskFile, Stamp};
 use crate::store::segment_file::{self, read_chunks, read_tree, rebuild_tree, write_tree};
-use crate::store::{StoreError, failed};
+use crate::store::{Loan, StoreError, failed};
 
 /// Chunks that a pass over a segment reads at a time.
 const PASS_CHUNKS: u32 = 64;
@@ -91,6 +91,26 @@ impl Core {
             Err(ReadError::Bad(bad))
         })?
         .map_err(|lost| corrupt(id, &lost))
+    }
+
+    /// The file of a segment, if a run of its chunks was verified: now, unless that was done a short while ago.
+    pub(super) fn lend(&self, id: SegmentId, chunks: ChunkRange) -> Result<Option<Loan>, StoreError> {
+        let record = self.index.get(&id).filter(|record| !record.is_empty()).ok_or(StoreError::Missing(id))?;
+        let segment = record.segment(id);
+        if record.place != Place::File {
+            return Ok(None);
+        }
+        if !segment.all().contains(chunks) || !record.presence().has(chunks) {
+            return Err(StoreError::Partial(id));
+        }
+        // Before it is looked at, so that it is the file that was verified, or its reader finds it otherwise.
+        let file = self.disk.open(&self.home.segment_file(&id), Access::Read);
+        let stamp = file.as_ref().ok().and_then(|file| file.stamp().ok().flatten());
+        if !stamp.is_some_and(|stamp| self.proofs.hold(segment, chunks, stamp, Instant::now())) {
+            self.read(id, chunks)?;
+        }
+        let descriptor = file.and_then(|file| file.descriptor()).map_err(failed("open a segment's file"))?;
+        Ok(descriptor.map(|file| Loan { file, offset: segment.bytes_of(chunks).start }))
     }
 
     /// Whether bytes that were just read need no proof, or pass it.

@@ -61,7 +61,8 @@ impl Swarm {
         let spawn = |work| {
             self.spawn(move |_| async move { drop(tokio::time::timeout(longest, work).await) });
         };
-        let reply = link.fetch(request, progress, most_bytes, spawn).await.map_err(|status| meaning(&status))?;
+        let reply =
+            link.fetch(segment, request, progress, most_bytes, spawn).await.map_err(|status| meaning(&status))?;
         match &reply.held {
             Some(held) => match held.read(segment.chunks()) {
                 Presence::Partial(set) if set.is_empty() => Err(Failure::Missing),

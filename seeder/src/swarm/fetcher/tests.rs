@@ -8,6 +8,8 @@ use super::*;
 use crate::swarm::{Offence, Standing, Urgency};
 use crate::testing::{Conduct, FakePeer, FakeTracker, noise};
 
+mod local;
+
 const MIB: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(30);
 

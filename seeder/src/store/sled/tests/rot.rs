@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::store::Loan;
 use crate::store::disk::Access;
 
 const LENGTH: usize = 500_000;
@@ -221,4 +222,36 @@ async fn a_byte_that_changes_after_it_was_proven_is_found_all_the_same() {
     flip(&path, 20_000);
     let outcome = store.read(segment.id, segment.all()).await;
     assert!(matches!(outcome, Err(StoreError::Corrupt { chunk: 1, .. })), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_that_is_lent_holds_verified_bytes_and_rot_is_not_lent() {
+    let dir = folder();
+    let (store, bytes, segment, path) = one_file(dir.path()).await;
+    let run = ChunkRange::new(3, 9);
+    let lent = |loan: Loan, length| crate::aligned::read_exact_at(loan.file, loan.offset, length).unwrap();
+    for _ in 0..2 {
+        let loan = store.lend(segment.id, run).await.unwrap().unwrap();
+        assert!(lent(loan, 6 * 16_384) == bytes[3 * 16_384..9 * 16_384]);
+    }
+    let outcome = store.lend(segment.id, ChunkRange::new(30, 32)).await;
+    assert!(matches!(outcome, Err(StoreError::Partial(_))), "{outcome:?}");
+    let other = SegmentId::new([9; 32]);
+    assert!(matches!(store.lend(other, run).await, Err(StoreError::Missing(id)) if id == other));
+    flip(&path, 5 * 16_384);
+    let outcome = store.lend(segment.id, run).await;
+    assert!(matches!(outcome, Err(StoreError::Corrupt { chunk: 5, .. })), "{outcome:?}");
+    assert_eq!(store.usage().corrupt_segments, 1);
+    let loan = store.lend(segment.id, ChunkRange::new(6, 9)).await.unwrap().unwrap();
+    assert!(lent(loan, 3 * 16_384) == bytes[6 * 16_384..9 * 16_384]);
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(store.lend(segment.id, ChunkRange::new(6, 9)).await, Err(StoreError::Corrupt { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_database_is_not_lent() {
+    let dir = folder();
+    let store = open(dir.path()).await;
+    let segment = put(&store, &conformance::sample(2, 40_000), AckLevel::Close).await.unwrap();
+    assert!(store.lend(segment.id, segment.all()).await.unwrap().is_none());
 }

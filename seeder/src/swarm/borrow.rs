@@ -1,0 +1,145 @@
+//! Bytes of a peer on this machine: it lends the file they lie in, and they are read from there.
+//!
+//! Only a way: what comes is checked like what comes over the network. Invariant: whatever goes wrong here but the
+//! peer's own word on a question leaves the network to be tried.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use swarm_proto::{PeerId, Segment, v1};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::link::Progress;
+use crate::{aligned, local};
+
+/// A peer that was not found on this machine is not looked for again for so long.
+const REST: Duration = Duration::from_secs(1);
+
+/// Up to this length segments lie in a store's database by default, and nobody can lend them.
+const INLINE_BYTES: u32 = 64 * 1024;
+
+/// Longest answer: the tree of the longest segment, and a presence or some words.
+const MOST_ANSWER_BYTES: usize = 160 * 1024;
+
+/// Connections kept for later.
+const MOST_IDLE: usize = 16;
+
+/// The way to a peer that may run on this machine; clones share it.
+#[derive(Clone)]
+pub(super) struct Lender {
+    peer: PeerId,
+    address: Arc<str>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    idle: Mutex<Vec<UnixStream>>,
+    rests_until: Mutex<Option<Instant>>,
+    /// Longest segment that it did not lend for lying in no file.
+    inline_bytes: AtomicU32,
+}
+
+impl Lender {
+    /// To `peer`, known by host:port `address`.
+    pub(super) fn new(peer: PeerId, address: &str) -> Self {
+        let shared = Shared {
+            idle: Mutex::default(),
+            rests_until: Mutex::default(),
+            inline_bytes: AtomicU32::new(INLINE_BYTES),
+        };
+        Self { peer, address: address.into(), shared: Arc::new(shared) }
+    }
+
+    /// A Fetch of a part of `segment` that has `bytes` bytes; none if they must come over the network.
+    pub(super) async fn fetch(
+        &self,
+        segment: Segment,
+        request: &v1::FetchRequest,
+        bytes: u64,
+        progress: &Progress,
+    ) -> Option<Result<v1::FetchReply, Status>> {
+        if segment.length <= self.shared.inline_bytes.load(Ordering::Relaxed) || self.rests() {
+            return None;
+        }
+        let (loan, file) = match self.ask(&request.encode_to_vec()).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::trace!(peer = %self.peer, %error, "look for a peer on this machine");
+                *self.shared.rests_until.lock() = Some(Instant::now() + REST);
+                return None;
+            }
+        };
+        let outcome = loan.outcome.unwrap_or_default();
+        let Some(reply) = outcome.reply else {
+            let code = Code::from(i32::try_from(outcome.code).unwrap_or(2));
+            if code == Code::Unimplemented {
+                self.shared.inline_bytes.fetch_max(segment.length, Ordering::Relaxed);
+                return None;
+            }
+            return Some(Err(Status::new(code, outcome.message)));
+        };
+        progress.head_came();
+        if reply.held.is_some() {
+            return Some(Ok(reply));
+        }
+        let data = match read(file?, loan.offset, bytes).await {
+            Ok(data) => data,
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "read a file that a peer lent");
+                return None;
+            }
+        };
+        progress.read_here();
+        progress.came((data.len() + reply.tree.len()) as u64);
+        Some(Ok(v1::FetchReply { data, ..reply }))
+    }
+
+    fn rests(&self) -> bool {
+        self.shared.rests_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Ask over a connection that nobody else uses meanwhile; it is closed if the caller goes away.
+    async fn ask(&self, question: &[u8]) -> io::Result<(v1::Loan, Option<OwnedFd>)> {
+        // One that was kept may have been closed since.
+        let kept = self.shared.idle.lock().pop();
+        if let Some(stream) = kept
+            && let Ok(answer) = self.ask_over(stream, question).await
+        {
+            return Ok(answer);
+        }
+        let stream = local::connect(self.peer, &self.address).await?;
+        self.ask_over(stream, question).await
+    }
+
+    async fn ask_over(&self, stream: UnixStream, question: &[u8]) -> io::Result<(v1::Loan, Option<OwnedFd>)> {
+        local::send(&stream, question, None).await?;
+        let (answer, file) = local::receive(&stream, MOST_ANSWER_BYTES).await?.ok_or(io::ErrorKind::ConnectionReset)?;
+        let loan = v1::Loan::decode(Bytes::from(answer)).map_err(|error| io::Error::other(error.to_string()))?;
+        let mut idle = self.shared.idle.lock();
+        if idle.len() < MOST_IDLE {
+            idle.push(stream);
+        }
+        Ok((loan, file))
+    }
+}
+
+/// Read what was lent. Errors: it is no regular file, or ends before its bytes do.
+async fn read(file: OwnedFd, offset: u64, bytes: u64) -> io::Result<Bytes> {
+    let work = move || {
+        let file = File::from(file);
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        aligned::read_exact_at(file, offset, usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
