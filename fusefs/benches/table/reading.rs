@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::harness::swarm::Mounted;
-use super::harness::{Swarm, write_random};
+use super::harness::{MountOptions, Swarm, write_random};
 use super::measure::{cpu_seconds, output, peak_mib, preload, seconds, settle};
 use super::memory_fs;
 use super::report::{Report, median, ratio, spread};
@@ -40,9 +40,18 @@ pub(crate) fn run(report: &mut Report) {
     }
 }
 
+/// How bytes come to a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As they do by default on one machine: the mount reads the files that the seeders lend it.
+    Beside,
+    /// With `--no-local-reads`, as from other machines.
+    Network,
+}
+
 /// A mount with an empty cache of its own.
-fn cold_mount(swarm: &mut Swarm) -> Mounted {
-    swarm.mount()
+fn cold_mount(swarm: &mut Swarm, way: Way) -> Mounted {
+    swarm.mount_with(MountOptions { local_reads: way == Way::Beside, ..MountOptions::default() })
 }
 
 fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
@@ -51,24 +60,31 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
         &[
             "command",
             "swarmfs",
+            "swarmfs over the network",
             "ceiling (memory-only FUSE)",
             "sshfs",
             "sshfs, 4 connections and 1 MiB readahead",
             "raw copy",
             "÷ ceiling",
             "÷ sshfs",
+            "over the network ÷ sshfs",
         ],
     );
-    let mut costs: Vec<Costs> = Vec::new();
+    let (mut costs, mut network_costs) = (vec![], vec![]);
     for command in ["dd bs=1M of=/dev/null status=none if=", "cat > /dev/null "] {
-        let (mut ours, mut ceiling, mut ssh, mut tuned, mut raw) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut ours, mut network, mut ceiling) = (vec![], vec![], vec![]);
+        let (mut ssh, mut tuned, mut raw) = (vec![], vec![], vec![]);
         for round in 0..report.rounds {
-            let mount = cold_mount(swarm);
-            settle();
-            let before = Costs::now(swarm, &mount);
-            ours.push(1024.0 / seconds(&format!("{command}{}", mount.path("large").display())));
-            costs.push(Costs::now(swarm, &mount).since(&before));
-            discard(mount);
+            for (way, rates, costs) in
+                [(Way::Beside, &mut ours, &mut costs), (Way::Network, &mut network, &mut network_costs)]
+            {
+                let mount = cold_mount(swarm, way);
+                settle();
+                let before = Costs::now(swarm, &mount);
+                rates.push(1024.0 / seconds(&format!("{command}{}", mount.path("large").display())));
+                costs.push(Costs::now(swarm, &mount).since(&before));
+                discard(mount);
+            }
             let folder = swarm.scratch(&format!("memory-{round}"));
             let session = memory_fs::mount(&folder, GIB);
             settle();
@@ -91,34 +107,34 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
         report.row(&[
             format!("`{}`", command.split_whitespace().next().unwrap_or_default()),
             spread(&ours, 0),
+            spread(&network, 0),
             spread(&ceiling, 0),
             spread(&ssh, 0),
             spread(&tuned, 0),
             spread(&raw, 0),
             format!("{:.2}", ratio(&ours, &ceiling)),
             format!("{:.2}", ratio(&ours, &ssh)),
+            format!("{:.2}", ratio(&network, &ssh)),
         ]);
     }
-    report.section("What one cold GiB costs", &["process", "CPU seconds a GiB", "peak memory MiB"]);
-    let of = |pick: fn(&Costs) -> f64| median(&costs.iter().map(pick).collect::<Vec<_>>());
-    report.row(&[
-        "swarmfs (mount)".into(),
-        format!("{:.2}", of(|c| c.mount_cpu)),
-        format!("{:.0}", of(|c| c.mount_peak)),
-    ]);
-    report.row(&[
-        "swarm-seeder, all three together".into(),
-        format!("{:.2}", of(|c| c.seeders_cpu)),
-        format!("{:.0} (the largest)", of(|c| c.seeders_peak)),
-    ]);
-    report.row(&[
-        "swarm-tracker".into(),
-        format!("{:.2}", of(|c| c.tracker_cpu)),
-        format!("{:.0}", of(|c| c.tracker_peak)),
-    ]);
+    report.section(
+        "What one cold GiB costs",
+        &["process", "CPU seconds a GiB", "the same over the network", "peak memory MiB over all rounds"],
+    );
+    let of = |costs: &[Costs], pick: fn(&Costs) -> f64| median(&costs.iter().map(pick).collect::<Vec<_>>());
+    let both: Vec<Costs> = costs.iter().chain(&network_costs).copied().collect();
+    let mut row = |name: &str, cpu: fn(&Costs) -> f64, peak: fn(&Costs) -> f64| {
+        let most = both.iter().map(peak).fold(0.0, f64::max);
+        let [ours, network] = [&costs, &network_costs].map(|costs| format!("{:.2}", of(costs, cpu)));
+        report.row(&[name.into(), ours, network, format!("{most:.0}")]);
+    };
+    row("swarmfs (mount)", |c| c.mount_cpu, |c| c.mount_peak);
+    row("swarm-seeder, all three together; memory: the largest", |c| c.seeders_cpu, |c| c.seeders_peak);
+    row("swarm-tracker", |c| c.tracker_cpu, |c| c.tracker_peak);
 }
 
 /// CPU used so far and the peak of memory, by process.
+#[derive(Clone, Copy)]
 struct Costs {
     mount_cpu: f64,
     seeders_cpu: f64,
@@ -159,7 +175,7 @@ fn discard(mut mount: Mounted) {
 
 fn warm(report: &mut Report, swarm: &mut Swarm, source: &Path) {
     report.section("Warm sequential read of 1 GiB (`dd bs=1M`), MiB/s", &["state", "swarmfs", "local file", "ratio"]);
-    let mount = cold_mount(swarm);
+    let mount = cold_mount(swarm, Way::Beside);
     let (ours, local) = (mount.path("large"), source.join("large"));
     let read = |path: &Path| 1024.0 / seconds(&format!("dd bs=1M of=/dev/null status=none if={}", path.display()));
     read(&ours);
@@ -178,8 +194,18 @@ fn warm(report: &mut Report, swarm: &mut Swarm, source: &Path) {
 }
 
 fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
-    report
-        .section("Cold random reads of 4 KiB", &["jobs", "swarmfs IOPS", "sshfs IOPS", "÷ sshfs", "KiB moved a read"]);
+    report.section(
+        "Cold random reads of 4 KiB",
+        &[
+            "jobs",
+            "swarmfs IOPS",
+            "over the network",
+            "sshfs IOPS",
+            "÷ sshfs",
+            "over the network ÷ sshfs",
+            "KiB moved a read",
+        ],
+    );
     for jobs in [1u32, 4] {
         let reads = 2_000 / jobs;
         let fio = |path: &Path, seed: usize| {
@@ -191,14 +217,16 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
             let got: serde_json::Value = serde_json::from_str(&output(&line)).unwrap();
             (got["jobs"][0]["read"]["iops"].as_f64().unwrap(), got["jobs"][0]["read"]["total_ios"].as_f64().unwrap())
         };
-        let (mut ours, mut ssh, mut moved) = (vec![], vec![], vec![]);
+        let (mut ours, mut network, mut ssh, mut moved) = (vec![], vec![], vec![], vec![]);
         for round in 0..report.rounds {
-            let mount = cold_mount(swarm);
-            let before = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total");
-            let (iops, count) = fio(&mount.path("large"), round);
-            ours.push(iops);
-            moved.push((mount.daemon.metrics().sum("swarm_fetch_received_bytes_total") - before) / count / 1024.0);
-            discard(mount);
+            for (way, rates) in [(Way::Beside, &mut ours), (Way::Network, &mut network)] {
+                let mount = cold_mount(swarm, way);
+                let before = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total");
+                let (iops, count) = fio(&mount.path("large"), round);
+                rates.push(iops);
+                moved.push((mount.daemon.metrics().sum("swarm_fetch_received_bytes_total") - before) / count / 1024.0);
+                discard(mount);
+            }
             let folder = swarm.scratch("ssh");
             let mounted = sshd.mount(source, &folder);
             ssh.push(fio(&folder.join("large"), round).0);
@@ -207,29 +235,33 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
         report.row(&[
             jobs.to_string(),
             spread(&ours, 0),
+            spread(&network, 0),
             spread(&ssh, 0),
             format!("{:.2}", ratio(&ours, &ssh)),
+            format!("{:.2}", ratio(&network, &ssh)),
             spread(&moved, 1),
         ]);
     }
-    report.section("Time to the first byte after `open`, cold, ms", &["swarmfs", "sshfs"]);
+    report.section("Time to the first byte after `open`, cold, ms", &["swarmfs", "over the network", "sshfs"]);
     let first = |path: &Path| {
         let began = Instant::now();
         let mut byte = [0];
         File::open(path).unwrap().read_exact(&mut byte).unwrap();
         began.elapsed().as_secs_f64() * 1e3
     };
-    let (mut ours, mut ssh) = (vec![], vec![]);
+    let (mut ours, mut network, mut ssh) = (vec![], vec![], vec![]);
     for _ in 0..report.rounds {
-        let mount = cold_mount(swarm);
-        ours.push(first(&mount.path("large")));
-        discard(mount);
+        for (way, times) in [(Way::Beside, &mut ours), (Way::Network, &mut network)] {
+            let mount = cold_mount(swarm, way);
+            times.push(first(&mount.path("large")));
+            discard(mount);
+        }
         let folder = swarm.scratch("ssh");
         let mounted = sshd.mount(source, &folder);
         ssh.push(first(&folder.join("large")));
         drop(mounted);
     }
-    report.row(&[spread(&ours, 1), spread(&ssh, 1)]);
+    report.row(&[spread(&ours, 1), spread(&network, 1), spread(&ssh, 1)]);
 }
 
 fn small_files(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
@@ -242,7 +274,7 @@ fn small_files(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Pat
     let (mut ours, mut ssh) = (vec![], vec![]);
     for _ in 0..report.rounds {
         let tar = |folder: &Path| seconds(&format!("tar -C {} -cf - . | cat > /dev/null", folder.display()));
-        let mount = cold_mount(swarm);
+        let mount = cold_mount(swarm, Way::Beside);
         ours.push(tar(&mount.path("small")));
         // Not discarded: ext4 makes new files slowly for minutes after so many were deleted.
         drop(mount);
@@ -264,7 +296,7 @@ fn listing(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
     let list = |folder: &Path| seconds(&format!("ls -lR {} > /dev/null", folder.display()));
     let (mut cold, mut warm, mut ssh_cold, mut ssh_warm) = (vec![], vec![], vec![], vec![]);
     for _ in 0..report.rounds {
-        let mount = cold_mount(swarm);
+        let mount = cold_mount(swarm, Way::Beside);
         cold.push(list(&mount.path("many")));
         warm.push(list(&mount.path("many")));
         discard(mount);

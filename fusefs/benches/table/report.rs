@@ -46,7 +46,8 @@ impl Report {
             "Written by `make bench`; medians of {} rounds, references measured in turn in the same run. Cold: the \
              kernel's and the mount's caches are empty, the seeders' data is in the page cache, and from the \
              second round on was verified by them less than ten minutes before (ADR 8). Three seeders, all on one \
-             machine. Quote the ratios: the machine is shared and noisy.\n",
+             machine, whose files a mount there reads itself (ADR 9); `over the network` are the same with \
+             `--no-local-reads`, as from other machines but for the wire. Quote the ratios: the machine is shared and noisy.\n",
             self.rounds
         );
         let _ = writeln!(text, "Machine: {}.\n", machine());
