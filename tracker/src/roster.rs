@@ -1,8 +1,8 @@
 //! Keeps the catalog's registry of seeders in step with the peers, so that a tracker that starts again
 //! knows whom it misses.
 //!
-//! Not mounts: they may vanish at any time. A record is written when its seeder says Hello, when its stream
-//! ends, when the tracker stops, and now and then in between.
+//! Not mounts: they may vanish at any time. A record is written when its seeder first tells what it holds, when its
+//! stream ends, when the tracker stops, and now and then in between.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -125,6 +125,7 @@ async fn a_tracker_that_starts_again_knows_its_names_and_misses_its_seeders() {
     let first = Tracker::start(in_folder(folder.path())).await.unwrap();
     let zone = v1::Hello { zone: "attic".into(), ..hello(PeerKind::Seeder, 1) };
     let (peer, welcome) = FakePeer::join(&first, zone.clone()).await;
+    peer.inventory(&segments([1]), true).await;
     let (_mount, _) = FakePeer::join(&first, hello(PeerKind::Mount, 2)).await;
     assert_eq!(publish(&channel(&first).await, "file", &[1], &[(peer.id, &[1])]).await, Fault::Unspecified);
     assert_eq!(first.stop().await, Stopped::Clean);

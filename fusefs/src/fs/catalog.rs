@@ -38,6 +38,8 @@ pub trait Catalog: Send + Sync + 'static {
     fn newest(&self) -> Revision;
     /// Never answer from before `revision` again.
     fn saw(&self, revision: Revision);
+    /// The catalog is another than the one that was seen, and `revision` its newest.
+    fn went_back(&self, revision: Revision);
     /// One name in one directory; none if there is no such name.
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>>;
     /// A whole path from the root, links not followed; none if there is no such path.
@@ -65,6 +67,10 @@ impl Catalog for TrackerClient {
 
     fn saw(&self, revision: Revision) {
         TrackerClient::saw(self, revision);
+    }
+
+    fn went_back(&self, revision: Revision) {
+        TrackerClient::went_back(self, revision);
     }
 
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {

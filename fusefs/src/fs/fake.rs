@@ -176,6 +176,8 @@ impl Catalog for FakeSwarm {
 
     fn saw(&self, _: Revision) {}
 
+    fn went_back(&self, _: Revision) {}
+
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {
         self.ask(|state| Ok(state.names.get(&(parent.0, name)).map(|inode| state.nodes[inode].clone())))
     }

@@ -149,6 +149,12 @@ impl Known {
         self.live = true;
     }
 
+    /// The same, and the catalog is another: what was pushed before says nothing of it.
+    pub fn went_back(&mut self) {
+        self.changes = RecentChanges::default();
+        self.reset();
+    }
+
     fn doubt_all(&mut self) {
         self.epoch += 1;
         self.leases.forget_all();

@@ -61,6 +61,12 @@ impl FileSystem {
 
     fn apply(&self, reply: &v1::WatchReply) {
         let revision = Revision(reply.revision);
+        if reply.reset && revision < self.catalog.newest() {
+            tracing::warn!(%revision, "the catalog is older than what was seen of it; was it restored? All is asked anew");
+            self.catalog.went_back(revision);
+            self.learn(super::Known::went_back);
+            return;
+        }
         self.catalog.saw(revision);
         self.learn(|known| {
             if reply.reset {

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use rustix::fs::{FlockOperation, flock};
-use swarm_proto::PeerId;
 use swarm_proto::admin::{self, Readiness};
-use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped, any_swarm};
+use swarm_proto::{PeerId, Revision, SwarmId};
+use swarm_seeder::announcer::Binding;
+use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped};
 use swarm_seeder::store::StoreError;
 use swarm_seeder::store::cache::{CacheConfig, CacheStore};
 use swarm_seeder::swarm::{Swarm, SwarmConfig};
@@ -185,7 +186,7 @@ impl Mount {
             sharing: config.sharing(),
             zone: config.zone.clone(),
             host: config.host.clone(),
-            binding: any_swarm(),
+            binding: one_swarm(tracker.clone()),
         };
         let peer =
             Peer::start(peer_config, cache.clone(), swarm.clone(), tracker.clone(), &registry, &tasks, stop.clone())
@@ -363,6 +364,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Ok(outcome) => outcome,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// The mount shows one swarm, whatever its tracker comes to serve: inode numbers of another would name other files.
+fn one_swarm(tracker: TrackerClient) -> Binding {
+    let ours: Arc<OnceLock<SwarmId>> = Arc::default();
+    Arc::new(move |swarm| {
+        let ours = *ours.get_or_init(|| swarm);
+        let other = (swarm != ours).then(|| {
+            format!(
+                "{} serves swarm {swarm} now, this mount shows {ours}: bring its catalog back (`swarmfs catalog import`), \
+                 or unmount and mount again",
+                tracker.address()
+            )
+        });
+        if tracker.estrange(other.as_deref()) && other.is_none() {
+            tracker.went_back(Revision(0));
+        }
+        Box::pin(std::future::ready(other.map_or(Ok(()), Err)))
+    })
 }
 
 /// Open the cache, waiting a moment for a mount that is just ending.

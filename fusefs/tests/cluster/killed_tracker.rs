@@ -65,6 +65,41 @@ fn what_was_acknowledged_is_there_after_the_tracker_is_killed_during_puts() {
 }
 
 #[test]
+fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_anything() {
+    let mut swarm = Swarm::start(2);
+    let source = swarm.scratch("tree");
+    for index in 0..20 {
+        write_random(&source.join(format!("folder-{}/file-{index}", index % 3)), 30_000 * index, index);
+    }
+    swarm.put(&source, "/tree", 2);
+    let export = swarm.scratch("catalog");
+    swarm.cli(&["catalog", "export", &export.to_string_lossy()]);
+    // The export is older than what the mount has seen.
+    for index in 0..10 {
+        swarm.put(&source.join("folder-1/file-1"), &format!("/later-{index}"), 2);
+    }
+    swarm.add_seeder(&[]);
+    swarm.wait_live(3);
+    let mount = swarm.mount();
+    assert!(mount.path("later-9").exists());
+    swarm.tracker.kill();
+    std::fs::remove_dir_all(swarm.tracker_data()).unwrap();
+    swarm.tracker.start();
+    eventually("the mount refuses another swarm's names", Duration::from_secs(20), || {
+        let names = std::fs::read_dir(&mount.folder).and_then(|names| names.collect::<Result<Vec<_>, _>>());
+        names.is_err_and(|error| error.raw_os_error() == Some(116))
+    });
+    swarm.cli(&["catalog", "import", &export.to_string_lossy()]);
+    eventually("the mount shows its swarm again", Duration::from_secs(20), || mount.path("tree/folder-1").exists());
+    // Also the seeder that the export knows nothing of.
+    swarm.wait_live(3);
+    crate::harness::assert_same_tree(&source, &mount.path("tree"));
+    assert!(!mount.path("later-9").exists());
+    swarm.put(&source.join("folder-1/file-1"), "/new", 2);
+    eventually("changes are seen", Duration::from_secs(5), || mount.path("new").exists());
+}
+
+#[test]
 fn an_exported_catalog_is_imported_into_an_empty_tracker() {
     let mut swarm = Swarm::start(2);
     let source = swarm.scratch("tree");

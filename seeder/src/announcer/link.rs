@@ -55,6 +55,8 @@ pub(super) async fn run<S: ChunkStore>(shared: Arc<Shared<S>>, channel: Channel,
     let (stop, leave) = (shared.stop.clone(), shared.leave.clone());
     let mut backoff = Backoff::default();
     let mut told_absence = false;
+    // Whether it was this peer's tracker once, and whether it was said that it is no longer.
+    let (mut was_ours, mut told_loss) = (false, false);
     loop {
         let began = Instant::now();
         let mut link = Link { shared: &shared, endpoint: &endpoint, told: false };
@@ -63,9 +65,17 @@ pub(super) async fn run<S: ChunkStore>(shared: Arc<Shared<S>>, channel: Channel,
             () = stop.cancelled() => return,
         };
         let was_told = link.told;
+        was_ours |= was_told;
+        told_loss &= !was_told;
         drop(link);
         match ended {
             Ended::Left => return,
+            // Its catalog was lost, and may be brought back.
+            Ended::Refused(reason) if was_ours => {
+                if !std::mem::replace(&mut told_loss, true) {
+                    tracing::error!(tracker = endpoint, reason, "the tracker is no longer this peer's; trying on");
+                }
+            }
             Ended::Refused(reason) => {
                 tracing::error!(tracker = endpoint, reason, "the tracker is not this peer's");
                 shared.state.send_modify(|state| state.refused = Some(reason));

@@ -357,6 +357,30 @@ async fn another_swarm_is_refused_and_told_nothing() {
 }
 
 #[tokio::test]
+async fn a_tracker_that_lost_its_swarm_is_tried_until_it_has_it_again() {
+    let (ours, other) = (SwarmId::random(), SwarmId::random());
+    let asked = Arc::<Mutex<Vec<SwarmId>>>::default();
+    let heard = Arc::clone(&asked);
+    let (life, address) = Life::start(anywhere(), ours, 1).await;
+    let fixture = announce(
+        &[address],
+        Arc::new(move |swarm| {
+            heard.lock().push(swarm);
+            async move { if swarm == ours { Ok(()) } else { Err("wrong swarm".to_owned()) } }.boxed()
+        }),
+    );
+    fixture.store.set(id(1), Some(Presence::Whole));
+    eventually("announced", || !life.belief.lock().held.is_empty()).await;
+    life.end().await;
+    let (life, _) = Life::start(address, other, 1).await;
+    eventually("refused again and again", || asked.lock().iter().filter(|swarm| **swarm == other).count() > 1).await;
+    assert_eq!((life.belief.lock().inventories, fixture.announcer.state().borrow().refused.clone()), (0, None));
+    life.end().await;
+    let (life, _) = Life::start(address, ours, 1).await;
+    eventually("announced again", || !life.belief.lock().held.is_empty()).await;
+}
+
+#[tokio::test]
 async fn leaving_is_said_and_does_not_wait_for_a_tracker_that_is_away() {
     let (life, address) = Life::start(anywhere(), SwarmId::random(), 1).await;
     let away = TcpListener::bind(anywhere()).await.unwrap();

@@ -98,6 +98,8 @@ struct Shared {
     channels: Vec<Channel>,
     preferred: AtomicUsize,
     newest: AtomicU64,
+    /// Why nobody is asked.
+    estranged: parking_lot::RwLock<Option<Arc<str>>>,
     reports: tokio::sync::mpsc::Sender<swarm_proto::v1::HolderReport>,
     reports_out: parking_lot::Mutex<Option<tokio::sync::mpsc::Receiver<swarm_proto::v1::HolderReport>>>,
 }
@@ -115,6 +117,7 @@ impl TrackerClient {
                 channels,
                 preferred: AtomicUsize::new(0),
                 newest: AtomicU64::new(0),
+                estranged: parking_lot::RwLock::default(),
                 reports,
                 reports_out: parking_lot::Mutex::new(Some(reports_out)),
             }),
@@ -139,6 +142,18 @@ impl TrackerClient {
     /// Never be answered from before `revision` again.
     pub fn saw(&self, revision: Revision) {
         self.shared.newest.fetch_max(revision.0, Ordering::AcqRel);
+    }
+
+    /// The catalog there is another than the one that was seen: its revisions are older, and `revision` is its newest.
+    pub fn went_back(&self, revision: Revision) {
+        self.shared.newest.store(revision.0, Ordering::Release);
+    }
+
+    /// Refuse every question, since what answers there is not the tracker that is meant, for this reason; or, with
+    /// none, ask again. Whether this changed anything.
+    pub fn estrange(&self, reason: Option<&str>) -> bool {
+        let was = std::mem::replace(&mut *self.shared.estranged.write(), reason.map(Arc::from));
+        was.is_some() != reason.is_some()
     }
 
     /// Ask a small question: `attempt` puts `request` to one replica.
@@ -172,6 +187,9 @@ impl TrackerClient {
         let began = Instant::now();
         let mut pause = PAUSES.0;
         loop {
+            if let Some(reason) = shared.estranged.read().clone() {
+                return Err(TrackerError::Refused { fault: Fault::Stale, message: reason.to_string() });
+            }
             let index = shared.preferred.load(Ordering::Relaxed) % shared.channels.len();
             let reason =
                 match tokio::time::timeout(limit, attempt(shared.channels[index].clone(), request.clone())).await {
@@ -246,4 +264,35 @@ pub(crate) fn innermost(status: &Status) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_estranged_client_refuses_at_once_and_says_why() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let config =
+            TrackerClientConfig { address, me: None, zone: String::new(), patience: Duration::from_millis(50) };
+        let client = TrackerClient::new(config).unwrap();
+        assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
+        assert!(client.estrange(Some("another swarm")) && !client.estrange(Some("another swarm still")));
+        let refused = client.stat_fs().await.unwrap_err();
+        assert!(refused.fault() == Fault::Stale && refused.to_string() == "another swarm still", "{refused}");
+        assert!(client.estrange(None) && !client.estrange(None));
+        assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
+    }
+
+    #[tokio::test]
+    async fn revisions_only_rise_until_the_catalog_went_back() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let config = TrackerClientConfig { address, me: None, zone: String::new(), patience: Duration::ZERO };
+        let client = TrackerClient::new(config).unwrap();
+        client.saw(Revision(9));
+        client.saw(Revision(4));
+        assert_eq!(client.newest_revision(), Revision(9));
+        client.went_back(Revision(4));
+        assert_eq!(client.newest_revision(), Revision(4));
+    }
 }

@@ -54,6 +54,8 @@ pub(super) struct Inner {
     pub(super) draining: bool,
     pub(super) corrupt_reports: u64,
     pub(super) shunned_until: Option<Instant>,
+    /// It stayed when it heard which swarm this is.
+    pub(super) joined: bool,
     pub(super) unsaved: bool,
 }
 
@@ -147,6 +149,7 @@ impl Inner {
             draining: false,
             corrupt_reports: 0,
             shunned_until: None,
+            joined: false,
             unsaved: false,
         }
     }
@@ -196,6 +199,11 @@ impl Opened {
     /// Whether no newer stream took over.
     pub(crate) fn is_current(&self) -> bool {
         self.peer.inner.lock().stream.as_ref().is_some_and(|stream| stream.number == self.number)
+    }
+
+    /// The peer told what it holds: it is one of this swarm.
+    pub(crate) fn join(&self) {
+        self.peer.inner.lock().joined = true;
     }
 
     pub(crate) fn set_load(&self, load: Load) {

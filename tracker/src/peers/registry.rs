@@ -93,6 +93,7 @@ impl Registry {
         let inner = Inner {
             seen_before_ms: Some(record.last_seen_ms),
             draining: record.draining,
+            joined: true,
             ..Inner::new(record.facts, Liveness::Broken { at: now })
         };
         table.insert(id, inner);
@@ -190,16 +191,17 @@ impl Registry {
         self.table.write().forget_mounts(|inner| inner.liveness.age(now) >= long);
     }
 
-    /// Seeders whose record changed since the last call, as the catalog shall remember them.
+    /// Seeders whose record changed since the last call, as the catalog shall remember them: not those that only
+    /// looked whether this is their swarm, as they do at a tracker that has lost its catalog.
     pub(crate) fn unsaved(&self) -> Vec<Unsaved> {
         let now_ms = unix_ms();
         let take = |peer: &Arc<Peer>| {
             let mut inner = peer.inner.lock();
-            let seeder = inner.facts.kind == PeerKind::Seeder;
-            let unsaved = std::mem::take(&mut inner.unsaved);
+            let ours = inner.facts.kind == PeerKind::Seeder && inner.joined;
+            let unsaved = ours && std::mem::take(&mut inner.unsaved);
             let record =
                 || SeederRecord { facts: (*inner.facts).clone(), draining: inner.draining, last_seen_ms: now_ms };
-            (seeder && unsaved).then(|| Unsaved { id: peer.id, record: record() })
+            unsaved.then(|| Unsaved { id: peer.id, record: record() })
         };
         self.all().iter().filter_map(take).collect()
     }

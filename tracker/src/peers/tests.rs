@@ -102,3 +102,18 @@ fn a_seeder_of_an_earlier_process_is_stale_until_it_says_hello() {
     assert_eq!(registry.unsaved().len(), 1);
     assert!(registry.unsaved().is_empty());
 }
+
+#[test]
+fn a_seeder_that_only_looks_which_swarm_this_is_is_not_remembered() {
+    let (registry, now) = (Registry::new(GRACE, DEAD_AFTER), Instant::now());
+    let opened = open(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
+    assert!(registry.unsaved().is_empty());
+    opened.close(Liveness::Broken { at: now });
+    assert!(registry.unsaved().is_empty());
+    let opened = open(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
+    opened.join();
+    assert_eq!(registry.unsaved().len(), 1);
+    let mount = open(&registry, 2, PeerKind::Mount, 1, now).unwrap();
+    mount.join();
+    assert!(registry.unsaved().is_empty());
+}

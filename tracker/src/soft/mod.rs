@@ -117,6 +117,7 @@ impl Soft {
         let slot = stream.opened.peer.slot();
         self.change(stream, |stream| {
             if stream.inventory != Progress::Coming {
+                stream.opened.join();
                 self.holders.begin_inventory(slot);
                 stream.inventory = Progress::Coming;
             }

@@ -117,6 +117,10 @@ impl Swarm {
         self.seeders.push(seeder);
     }
 
+    pub(crate) fn tracker_data(&self) -> PathBuf {
+        self.folder.path().join("tracker")
+    }
+
     pub(crate) fn seeder_data(&self, index: usize) -> PathBuf {
         self.folder.path().join(format!("seeder-{index}"))
     }
