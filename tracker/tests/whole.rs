@@ -152,6 +152,32 @@ async fn a_tracker_that_starts_again_knows_its_names_and_misses_its_seeders() {
 }
 
 #[tokio::test]
+async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Tracker::start(in_folder(folder.path())).await.unwrap();
+    let (peer, _) = FakePeer::join(&first, hello(PeerKind::Seeder, 1)).await;
+    peer.inventory(&segments([1]), true).await;
+    until(|| locate_one(&first), |found| *found == 1).await;
+    assert_eq!(first.stop().await, Stopped::Clean);
+
+    let second = Tracker::start(in_folder(folder.path())).await.unwrap();
+    let client = holders(&second).await;
+    let place =
+        v1::PlaceRequest { segment_ids: segment(9).to_wire(), lengths: vec![1], replicas: 1, ..Default::default() };
+    let asked = async { client.clone().place(place).await.unwrap().into_inner().counts };
+    let comes = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await
+    };
+    let (counts, _peer) = tokio::join!(asked, comes);
+    assert_eq!(counts, [1]);
+}
+
+async fn locate_one(tracker: &Tracker) -> usize {
+    locate(&holders(tracker).await, &segments([1])).await[0].len()
+}
+
+#[tokio::test]
 async fn a_folder_is_free_when_stop_returns_and_taken_before() {
     let folder = tempfile::tempdir().unwrap();
     for round in 0..4 {

@@ -1,7 +1,7 @@
 //! `Place`: which seeders should take these new segments.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use swarm_proto::convert::{self, ConvertError};
 use swarm_proto::v1::{PeerInfo, PeerKind, PlaceReply, PlaceRequest};
@@ -9,7 +9,7 @@ use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SegmentId};
 use tonic::Status;
 
 use super::desk::Desk;
-use crate::peers::State;
+use crate::peers::{Snapshot, State};
 use crate::policy::placement::{Placement, Seeder};
 
 const MOST_SEGMENTS: u64 = 4_096;
@@ -18,6 +18,11 @@ const MOST_EXCLUDED: usize = 4_096;
 
 /// Choices that are made at once; more go where they may take their time.
 const AT_ONCE: usize = 200_000;
+
+/// How long a tracker that has just started waits for seeders that it knows and has not heard yet, if there are too few
+/// without them. A client's attempt lasts longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(50);
 
 struct Wanted {
     segments: Vec<(SegmentId, u32)>,
@@ -28,7 +33,14 @@ struct Wanted {
 /// Answer one call.
 pub(super) async fn place(desk: &Desk, request: PlaceRequest) -> Result<PlaceReply, Status> {
     let (wanted, excluded) = read(request)?;
-    let (seeders, infos) = eligible(desk, &excluded);
+    let deadline = Instant::now() + PATIENCE;
+    let (seeders, infos) = loop {
+        let Eligible { seeders, infos, awaited } = eligible(desk, &excluded);
+        if seeders.len() >= wanted.replicas || !awaited || Instant::now() >= deadline {
+            break (seeders, infos);
+        }
+        tokio::time::sleep(POLL).await;
+    };
     if wanted.segments.len() * seeders.len() <= AT_ONCE {
         return Ok(choose(&seeders, infos, &wanted));
     }
@@ -51,15 +63,20 @@ fn read(request: PlaceRequest) -> Result<(Wanted, HashSet<PeerId>), ConvertError
     Ok((wanted, excluded.into_iter().collect()))
 }
 
-fn eligible(desk: &Desk, excluded: &HashSet<PeerId>) -> (Vec<Seeder>, Vec<PeerInfo>) {
+struct Eligible {
+    seeders: Vec<Seeder>,
+    infos: Vec<PeerInfo>,
+    /// There are others that may be heard in a moment.
+    awaited: bool,
+}
+
+fn eligible(desk: &Desk, excluded: &HashSet<PeerId>) -> Eligible {
     let all = desk.soft.registry.snapshots(Instant::now());
-    let able = all.iter().filter(|known| {
-        known.facts.kind == PeerKind::Seeder
-            && known.state == State::Live
-            && !known.draining
-            && !excluded.contains(&known.facts.id)
-    });
-    able.map(|known| {
+    let fit = |known: &&Snapshot| {
+        known.facts.kind == PeerKind::Seeder && !known.draining && !excluded.contains(&known.facts.id)
+    };
+    let awaited = all.iter().filter(fit).any(|known| known.state == State::Stale && known.unheard);
+    let live = all.iter().filter(fit).filter(|known| known.state == State::Live).map(|known| {
         let seeder = Seeder {
             id: known.facts.id,
             zone: known.facts.zone.clone(),
@@ -67,8 +84,9 @@ fn eligible(desk: &Desk, excluded: &HashSet<PeerId>) -> (Vec<Seeder>, Vec<PeerIn
             free_bytes: known.free_bytes(),
         };
         (seeder, known.info())
-    })
-    .unzip()
+    });
+    let (seeders, infos) = live.unzip();
+    Eligible { seeders, infos, awaited }
 }
 
 fn choose(seeders: &[Seeder], infos: Vec<PeerInfo>, wanted: &Wanted) -> PlaceReply {

@@ -87,6 +87,8 @@ pub struct Snapshot {
     pub corrupt_reports: u64,
     /// Reported as unreachable a moment ago.
     pub shunned: bool,
+    /// An earlier process of the tracker knew it; this one has not heard it yet.
+    pub unheard: bool,
 }
 
 impl Snapshot {

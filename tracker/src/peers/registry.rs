@@ -176,6 +176,7 @@ impl Registry {
             load: inner.load,
             state_for,
             corrupt_reports: inner.corrupt_reports,
+            unheard: inner.seen_before_ms.is_some(),
             shunned: inner.shunned_until.is_some_and(|until| now < until),
         }
     }
