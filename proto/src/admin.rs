@@ -76,8 +76,9 @@ async fn readyz(State((_, ready)): State<(Registry, Readiness)>) -> (StatusCode,
 ///
 /// A second call in one process (tests) leaves the first in place.
 pub fn init_log(filter: &str, format: LogFormat) -> Result<(), String> {
-    // Of an unmount by somebody else, which is not its business, it warns that there is nothing to unmount.
-    let filter = EnvFilter::try_new(format!("fuser::session=error,{filter}"))
+    // Of an unmount by somebody else, which is not its business, fuser warns that there is nothing to unmount; and of
+    // each reply that the kernel no longer waits for, as of reads under way at an unmount, that it could not be sent.
+    let filter = EnvFilter::try_new(format!("fuser::session=error,fuser::reply=off,{filter}"))
         .map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);

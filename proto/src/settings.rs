@@ -90,7 +90,7 @@ pub fn load<S: Settings>(
         build::<S>(&defaults, [(key, value)]).map_err(|reason| SettingsError::Value {
             place: place.clone(),
             key: key.clone(),
-            reason,
+            reason: with_value(&value.to_string(), &reason),
         })?;
     }
     build(&defaults, layers.iter().map(|(_, key, value)| (key, value))).map_err(|reason| SettingsError::Value {
@@ -98,6 +98,18 @@ pub fn load<S: Settings>(
         key: "(all)".to_owned(),
         reason,
     })
+}
+
+/// Why a value is wrong, with the value.
+fn with_value(value: &str, reason: &str) -> String {
+    // What Rust's own parser says of an address.
+    if reason.starts_with("invalid socket address") {
+        return format!("{value:?} is not an address with a port; write it like 127.0.0.1:7070 or [::1]:7070");
+    }
+    match reason.contains(value) {
+        true => reason.to_owned(),
+        false => format!("{value:?}: {reason}"),
+    }
 }
 
 /// The settings as a TOML file that [`load`] would read back, for `--print-config`.
@@ -396,6 +408,14 @@ mod tests {
         let file = file("capacity = -5\n");
         let error = load::<Sample>(Some(file.path()), [], &Flags::default()).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("`capacity`"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_said_with_what_is_wrong_about_it() {
+        assert_eq!(with_value("7", "expected 1, not 7"), "expected 1, not 7");
+        assert_eq!(with_value("7", "too large"), "\"7\": too large");
+        let said = with_value("foo", "invalid socket address syntax");
+        assert!(said.contains("\"foo\"") && said.contains("127.0.0.1:7070"), "{said}");
     }
 
     #[test]

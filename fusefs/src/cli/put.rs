@@ -225,6 +225,11 @@ impl Put {
             let (files, bytes) = putting.done();
             let replicas = match stats.fewest_replicas {
                 0 => String::new(),
+                // There were enough: some failed or came back meanwhile.
+                fewest if fewest < u64::from(wanted) && seeders >= wanted => format!(
+                    "; some of it has {} instead of {wanted}, as a seeder was away: put it again to add the rest",
+                    counted(fewest, "replica")
+                ),
                 fewest if fewest < u64::from(wanted) => format!(
                     "; {} instead of {wanted}, with {} up",
                     counted(fewest, "replica"),

@@ -133,6 +133,16 @@ fn warnings(status: &StatusReply) -> Vec<String> {
             status.missing
         ));
     }
+    if status.seeders_stale > 0 {
+        let seeders = counted(u64::from(status.seeders_stale), "seeder");
+        warnings.push(format!(
+            "{seeders} fell silent a moment ago, and what they hold still counts: is it starting again?"
+        ));
+    }
+    if status.seeders_dead > 0 {
+        let seeders = counted(u64::from(status.seeders_dead), "seeder");
+        warnings.push(format!("{seeders} cannot be reached: `swarmfs peers` lists what is dead"));
+    }
     if status.corrupt > 0 {
         warnings.push(format!("{} segments are corrupt at a seeder: that disk may be failing", status.corrupt));
     }
@@ -274,9 +284,11 @@ mod tests {
 
     #[test]
     fn each_trouble_is_named() {
-        let cases: [(StatusReply, &str, &str); 5] = [
+        let cases: [(StatusReply, &str, &str); 7] = [
             (StatusReply { seeder_hosts: 1, ..sample() }, "healthy", "another"),
             (StatusReply { missing: 1, ..sample() }, "broken", "no live replica"),
+            (StatusReply { seeders_stale: 1, ..sample() }, "degraded", "1 seeder fell silent"),
+            (StatusReply { seeders_dead: 2, ..sample() }, "healthy", "2 seeders cannot be reached"),
             (StatusReply { under_replicated: 2, ..sample() }, "degraded", "fewer than 3 replicas"),
             (StatusReply { seeders_live: 0, ..sample() }, "broken", "no seeder is up"),
             (StatusReply { free_bytes: 1, ..sample() }, "healthy", "room"),

@@ -102,7 +102,10 @@ impl OpenFile {
         let read = read.unwrap_or(Err(ReadError::TimedOut(self.shared.config.read_timeout)));
         read.inspect_err(|error| {
             self.shared.metrics.failed.inc();
-            tracing::warn!(digest = %self.file.digest(), offset, length, %error, "read");
+            match error {
+                ReadError::Stopping => tracing::debug!(digest = %self.file.digest(), offset, length, %error, "read"),
+                _ => tracing::warn!(digest = %self.file.digest(), offset, length, %error, "read"),
+            }
             if began.elapsed() >= LONG_WAIT {
                 self.failed.lock().push((range, Instant::now(), error.clone()));
             }

@@ -132,6 +132,9 @@ impl Up {
             notes.push(format!("all {all} seeders of this swarm run, not only {wanted}: any may hold the only copy"));
         }
         let replicas = config.replicas.clamp(1, u32::try_from(addresses.seeders.len()).unwrap_or(u32::MAX));
+        if replicas < config.replicas {
+            notes.push(format!("{0} replicas need {0} seeders: {replicas} of each segment is kept", config.replicas));
+        }
         let tracker = Tracker::start(TrackerConfig {
             listen: addresses.tracker,
             data: Some(config.state.tracker()),

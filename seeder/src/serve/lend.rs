@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use swarm_proto::v1;
-use tokio::net::UnixStream;
+use swarm_proto::{PeerId, v1};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,9 @@ pub(super) const MOST_CONNECTIONS: usize = 256;
 /// How long a connection may ask nothing.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How often a name that somebody else has is tried again.
+const NAME_POLL: Duration = Duration::from_secs(2);
+
 /// How long an answer may take to be written; all of it fits into the socket's buffer.
 const WRITE_WAIT: Duration = Duration::from_secs(10);
 
@@ -39,13 +42,18 @@ pub(super) fn start<S: ChunkStore>(
     stop_accepting: CancellationToken,
     stop: CancellationToken,
 ) {
-    let listener = match local::listen(chunks.me, address) {
-        Ok(listener) => listener,
-        // It only makes things fast.
-        Err(error) => return tracing::warn!(%error, "listen for processes of this machine; they use the network"),
-    };
     let (seats, owner) = (Arc::new(Semaphore::new(MOST_CONNECTIONS)), tasks.clone());
+    let first = local::listen(chunks.me, address);
     tasks.spawn(async move {
+        let listener = match first {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "listen for processes of this machine; they use the network until it works");
+                let later = listening(chunks.me, address);
+                let Some(listener) = stop_accepting.run_until_cancelled(later).await else { return };
+                listener
+            }
+        };
         while let Some(accepted) = stop_accepting.run_until_cancelled(listener.accept()).await {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
@@ -55,10 +63,10 @@ pub(super) fn start<S: ChunkStore>(
                     continue;
                 }
             };
-            let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else { continue };
             if !local::is_ours(&stream) {
                 continue;
             }
+            let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else { continue };
             let (chunks, accepting, stop) = (Arc::clone(&chunks), stop_accepting.clone(), stop.clone());
             owner.spawn(async move {
                 stop.run_until_cancelled(chunks.lend_to(&stream, accepting)).await;
@@ -66,6 +74,16 @@ pub(super) fn start<S: ChunkStore>(
             });
         }
     });
+}
+
+/// Listen, as soon as nobody else has the name: a process of another user may, and nobody believes it.
+async fn listening(me: PeerId, address: SocketAddr) -> UnixListener {
+    loop {
+        tokio::time::sleep(NAME_POLL).await;
+        if let Ok(listener) = local::listen(me, address) {
+            return listener;
+        }
+    }
 }
 
 impl<S: ChunkStore> Chunks<S> {

@@ -39,8 +39,11 @@ struct Server {
 }
 
 async fn start_on(shelf: Shelf) -> Server {
-    let (me, shelf) = (PeerId::random(), Arc::new(shelf));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    start_as(PeerId::random(), TcpListener::bind("127.0.0.1:0").await.unwrap(), shelf).await
+}
+
+async fn start_as(me: PeerId, listener: TcpListener, shelf: Shelf) -> Server {
+    let shelf = Arc::new(shelf);
     let address = listener.local_addr().unwrap();
     let counters = Counters::new(&Registry::new(), me);
     let (stop, accepting) = (CancellationToken::new(), CancellationToken::new());

@@ -247,7 +247,7 @@ mod tests {
         let long = "z".repeat(256);
         let cases: [(&str, SeederConfig); 9] = [
             ("tracker", SeederConfig::default()),
-            ("tracker", SeederConfig { tracker: "http://x".into(), ..good() }),
+            ("tracker", SeederConfig { tracker: "https://x".into(), ..good() }),
             ("tracker", SeederConfig { tracker: "swarm://a:1/sub".into(), ..good() }),
             ("advertise", SeederConfig { advertise: Some("nohost".into()), ..good() }),
             ("advertise", SeederConfig { advertise: Some("a b:1".into()), ..good() }),

@@ -42,6 +42,11 @@ pub enum FormatError {
     Record(#[from] SchemaError),
 }
 
+/// Whether a file that begins with these bytes may be an exported catalog.
+pub fn may_begin(bytes: &[u8]) -> bool {
+    bytes.iter().zip(MAGIC).all(|(byte, magic)| byte == magic)
+}
+
 /// A record of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {

@@ -117,3 +117,23 @@ async fn a_peer_that_stops_lends_no_more() {
     assert!(matches!(ended, Ok(Ok(None))), "{ended:?}");
     assert!(local::connect(server.me, &server.address.to_string()).await.is_err());
 }
+
+#[tokio::test]
+async fn a_name_that_somebody_else_has_is_taken_when_it_is_free() {
+    let me = PeerId::random();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let squatter = local::listen(me, listener.local_addr().unwrap()).unwrap();
+    let server = start_as(me, listener, Shelf::default()).await;
+    let segment = server.put(&bytes(MIB, 7));
+    let question = want(segment, segment.all(), false).encode_to_vec();
+    drop(squatter);
+    let give_up = tokio::time::Instant::now() + Duration::from_secs(20);
+    let stream = loop {
+        match local::connect(me, &server.address.to_string()).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+        assert!(tokio::time::Instant::now() < give_up, "it never listened");
+    };
+    assert!(asked(&stream, &question).await.1.is_some());
+}

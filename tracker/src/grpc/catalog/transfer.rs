@@ -10,6 +10,7 @@ use tonic::{Status, Streaming};
 
 use super::{Answers, next, status_of};
 use crate::catalog::Catalog;
+use crate::export::format::{self, FormatError};
 use crate::export::{Import, Imported, Replace};
 
 pub(super) async fn export(catalog: &Arc<Catalog>) -> Answers<v1::CatalogPart> {
@@ -22,6 +23,10 @@ pub(super) async fn import(
     mut parts: Streaming<v1::CatalogPart>,
 ) -> Result<v1::ImportReply, Status> {
     let Some(first) = next(&mut parts).await? else { return Err(Status::invalid_argument("an import without a part")) };
+    // Before anybody is told to replace what is there by something that is no catalog.
+    if !format::may_begin(&first.data) {
+        return Err(Status::invalid_argument(FormatError::Foreign.to_string()));
+    }
     let replace = if first.replace { Replace::Anything } else { Replace::Empty };
     let mut import = catalog.import(replace).await.map_err(status_of)?;
     let done = receive(&mut import, first, &mut parts, replace).await;
