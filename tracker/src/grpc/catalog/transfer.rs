@@ -22,7 +22,14 @@ pub(super) async fn import(
     catalog: &Arc<Catalog>,
     mut parts: Streaming<v1::CatalogPart>,
 ) -> Result<v1::ImportReply, Status> {
-    let Some(first) = next(&mut parts).await? else { return Err(Status::invalid_argument("an import without a part")) };
+    let absent = || Status::invalid_argument("an import without a part");
+    let mut first = next(&mut parts).await?.ok_or_else(absent)?;
+    // The first part may only say whether to replace.
+    while first.data.is_empty()
+        && let Some(part) = next(&mut parts).await?
+    {
+        first.data = part.data;
+    }
     // Before anybody is told to replace what is there by something that is no catalog.
     if !format::may_begin(&first.data) {
         return Err(Status::invalid_argument(FormatError::Foreign.to_string()));
