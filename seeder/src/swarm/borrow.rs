@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::link::Progress;
+use super::progress::Progress;
 use crate::{aligned, local};
 
 /// A peer that was not found on this machine is not looked for again for so long.

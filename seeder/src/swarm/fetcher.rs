@@ -18,7 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use super::engine::{Action, Assignment, Engine};
 use super::in_flight::{RequestId, WantId};
-use super::link::{Link, Progress};
+use super::link::Link;
+use super::progress::Progress;
 use super::scoreboard::PeerKey;
 use super::{FetchError, Fetched, Holder, Locator, SwarmConfig, SwarmStats, Want, metrics};
 

@@ -11,7 +11,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +23,6 @@ use prost::Message;
 use swarm_proto::v1::chunks_client::ChunksClient;
 use swarm_proto::{CHUNK_BYTES, ChunkRange, MAX_MESSAGE_BYTES, MAX_RUN_CHUNKS, PeerId, Segment, v1};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
@@ -32,6 +30,7 @@ use tonic::{Code, Status};
 
 use super::SwarmConfig;
 use super::borrow::Lender;
+use super::progress::Progress;
 use crate::grpc;
 
 /// The calls that do not go through the generated client.
@@ -267,57 +266,6 @@ impl Coming {
             None if self.http == StatusCode::OK => Err(Status::unavailable("the reply broke off")),
             None => Err(Status::unavailable(format!("the reply is HTTP {}, not gRPC", self.http))),
         }
-    }
-}
-
-/// How far one reply is.
-#[derive(Debug)]
-pub(super) struct Progress {
-    sent: Instant,
-    bytes: AtomicU64,
-    /// Microseconds from the request to the reply's head, plus one; 0: it has not come.
-    head_us: AtomicU64,
-    local: AtomicBool,
-}
-
-impl Progress {
-    /// Of a request that is sent now.
-    pub(super) fn new() -> Self {
-        Self {
-            sent: Instant::now(),
-            bytes: AtomicU64::new(0),
-            head_us: AtomicU64::new(0),
-            local: AtomicBool::new(false),
-        }
-    }
-
-    /// Bytes of the reply that came.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Of them, bytes that were read on this machine.
-    pub(super) fn local_bytes(&self) -> u64 {
-        if self.local.load(Ordering::Relaxed) { self.bytes() } else { 0 }
-    }
-
-    /// From the request to the head of the reply.
-    pub(super) fn latency(&self) -> Option<Duration> {
-        self.head_us.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
-    }
-
-    /// What comes is read on this machine.
-    pub(super) fn read_here(&self) {
-        self.local.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn came(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn head_came(&self) {
-        let passed = u64::try_from(self.sent.elapsed().as_micros()).unwrap_or(u64::MAX - 1);
-        self.head_us.store(passed.saturating_add(1), Ordering::Relaxed);
     }
 }
 

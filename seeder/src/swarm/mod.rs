@@ -15,6 +15,7 @@ mod locations;
 mod meter;
 mod metrics;
 mod picker;
+mod progress;
 mod scoreboard;
 #[cfg(test)]
 mod simulation;

@@ -11,7 +11,8 @@ use tonic::{Code, Status};
 use super::super::blame::is_of_another_length;
 use super::super::engine::{Assignment, Failure};
 use super::super::in_flight::RequestId;
-use super::super::link::{Link, Progress};
+use super::super::link::Link;
+use super::super::progress::Progress;
 use super::{Swarm, now};
 
 impl Swarm {
