@@ -1,7 +1,6 @@
 //! How two processes of one machine meet, and how one hands the other an open file.
 //!
-//! Not what they say: a message is bytes here. Invariants: only processes of the same user, or root's, talk to each
-//! other; a message longer than its reader allows is an error before it is read.
+//! Not what they say: a message is bytes here. Invariants: only processes of the same user talk to each other; a message longer than its reader allows is an error before it is read.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -54,15 +53,10 @@ pub(crate) async fn connect(peer: PeerId, address: &str) -> io::Result<UnixStrea
     }
 }
 
-/// Whether the other end is a process of this user, or of root. Root too believes nobody else: a file that somebody lends
-/// may lie in a file system of his own, in which whoever reads waits for as long as he likes.
+/// Whether the other end is a process of this user. Root too believes nobody else: a file that somebody lends may lie in a
+/// file system of his own, in which whoever reads waits for as long as he likes.
 pub(crate) fn is_ours(stream: &UnixStream) -> bool {
-    let me = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|them| is_trusted(them.uid(), me))
-}
-
-fn is_trusted(them: u32, me: u32) -> bool {
-    them == me || them == 0
+    stream.peer_cred().is_ok_and(|them| them.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// Send a message, and with it an open file.
@@ -181,13 +175,6 @@ mod tests {
             one.write_all(&bytes).await.unwrap();
             drop(one);
             assert_eq!(receive(&other, most).await.unwrap_err().kind(), kind, "{bytes:?}");
-        }
-    }
-
-    #[test]
-    fn only_oneself_and_root_are_trusted() {
-        for (them, me, trusted) in [(0, 0, true), (7, 7, true), (0, 7, true), (7, 0, false), (7, 8, false)] {
-            assert_eq!(is_trusted(them, me), trusted, "{them} by {me}");
         }
     }
 

@@ -52,11 +52,12 @@ pub struct PeerConfig {
     pub zone: String,
     /// The machine; peers of one host count as one failure. Empty: the peer's address.
     pub host: String,
-    /// Asked with the swarm of every tracker that is reached; an error ends the peer.
+    /// Asked with the swarm of every tracker that is reached; an error is tried again later, but for a seeder's at a
+    /// tracker that was never its own: that ends it.
     pub binding: Binding,
 }
 
-/// A peer that does not belong to any swarm in particular: a mount.
+/// A peer that does not belong to any swarm in particular.
 pub fn any_swarm() -> Binding {
     Arc::new(|_| Box::pin(std::future::ready(Ok(()))))
 }

@@ -129,7 +129,7 @@ fn greeting(up: &Up, state: &StateFolder) -> Vec<String> {
     lines.push(format!("  kept in       {} ({seeders})", state.path.display()));
     if *state != StateFolder::default_for(|name| std::env::var_os(name).map(PathBuf::from)) {
         // The other commands look into the default folder only.
-        lines.push(format!("  name it here  export SWARM_TRACKER={}", up.tracker_url()));
+        lines.push(format!("  use it here   export SWARM_TRACKER={}", up.tracker_url()));
     }
     let url = if up.is_local() { up.lan_tracker_url() } else { None }.unwrap_or_else(|| up.tracker_url());
     lines.push(format!("  add a seeder  swarm-seeder --tracker {url} --data DIR      (on another machine)"));

@@ -40,6 +40,8 @@ pub trait Catalog: Send + Sync + 'static {
     fn saw(&self, revision: Revision);
     /// The catalog is another than the one that was seen, and `revision` its newest.
     fn went_back(&self, revision: Revision);
+    /// Whether the catalog was replaced since this was last asked.
+    fn take_replaced(&self) -> bool;
     /// One name in one directory; none if there is no such name.
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>>;
     /// A whole path from the root, links not followed; none if there is no such path.
@@ -71,6 +73,10 @@ impl Catalog for TrackerClient {
 
     fn went_back(&self, revision: Revision) {
         TrackerClient::went_back(self, revision);
+    }
+
+    fn take_replaced(&self) -> bool {
+        TrackerClient::take_replaced(self)
     }
 
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {

@@ -178,6 +178,10 @@ impl Catalog for FakeSwarm {
 
     fn went_back(&self, _: Revision) {}
 
+    fn take_replaced(&self) -> bool {
+        false
+    }
+
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {
         self.ask(|state| Ok(state.names.get(&(parent.0, name)).map(|inode| state.nodes[inode].clone())))
     }

@@ -150,7 +150,7 @@ impl Known {
     }
 
     /// The same, and the catalog is another: what was pushed before says nothing of it.
-    pub fn went_back(&mut self) {
+    pub fn replaced(&mut self) {
         self.changes = RecentChanges::default();
         self.reset();
     }

@@ -43,7 +43,10 @@ impl FileSystem {
     async fn follow(&self, mut changes: Changes) {
         tracing::debug!("changes are pushed");
         self.away.store(false, Ordering::Relaxed);
-        self.learn(super::Known::begin);
+        self.learn(match self.catalog.take_replaced() {
+            true => super::Known::replaced,
+            false => super::Known::begin,
+        });
         self.counters.live.set(1);
         let reason = loop {
             match changes.next().await {
@@ -64,7 +67,7 @@ impl FileSystem {
         if reply.reset && revision < self.catalog.newest() {
             tracing::warn!(%revision, "the catalog is older than what was seen of it; was it restored? All is asked anew");
             self.catalog.went_back(revision);
-            self.learn(super::Known::went_back);
+            self.learn(super::Known::replaced);
             return;
         }
         self.catalog.saw(revision);

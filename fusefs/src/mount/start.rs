@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use rustix::fs::{FlockOperation, flock};
 use swarm_proto::admin::{self, Readiness};
-use swarm_proto::{PeerId, Revision, SwarmId};
+use swarm_proto::{PeerId, SwarmId};
 use swarm_seeder::announcer::Binding;
 use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped};
 use swarm_seeder::store::StoreError;
@@ -378,8 +378,9 @@ fn one_swarm(tracker: TrackerClient) -> Binding {
                 tracker.address()
             )
         });
-        if tracker.estrange(other.as_deref()) && other.is_none() {
-            tracker.went_back(Revision(0));
+        match &other {
+            Some(reason) => tracker.estrange(reason),
+            None => tracker.reconcile(),
         }
         Box::pin(std::future::ready(other.map_or(Ok(()), Err)))
     })

@@ -82,6 +82,7 @@ fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_an
     swarm.wait_live(3);
     let mount = swarm.mount();
     assert!(mount.path("later-9").exists());
+    let held = File::open(mount.path("later-5")).unwrap();
     swarm.tracker.kill();
     std::fs::remove_dir_all(swarm.tracker_data()).unwrap();
     swarm.tracker.start();
@@ -95,6 +96,12 @@ fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_an
     swarm.wait_live(3);
     crate::harness::assert_same_tree(&source, &mount.path("tree"));
     assert!(!mount.path("later-9").exists());
+    // Its number is no other file's now: its own bytes, or none.
+    let mut bytes = Vec::new();
+    match (&held).read_to_end(&mut bytes) {
+        Ok(_) => assert!(bytes == std::fs::read(source.join("folder-1/file-1")).unwrap()),
+        Err(error) => assert!([5, 116].contains(&error.raw_os_error().unwrap()), "{error}"),
+    }
     swarm.put(&source.join("folder-1/file-1"), "/new", 2);
     eventually("changes are seen", Duration::from_secs(5), || mount.path("new").exists());
 }

@@ -21,8 +21,11 @@ fn each_failure_has_its_code() {
     swarm.fails(2, &["rm", "/"]);
     swarm.fails(2, &["frobnicate"]);
     // Not that --replace would help.
-    let said = swarm.fails(65, &["catalog", "import", "f"]);
-    assert!(said.contains("not an exported catalog") && !said.contains("--replace"), "{said}");
+    fs::write(swarm.path("empty"), b"").unwrap();
+    for file in ["f", "empty"] {
+        let said = swarm.fails(65, &["catalog", "import", file]);
+        assert!(said.contains("not an exported catalog") && !said.contains("--replace"), "{said}");
+    }
     swarm.fails(78, &["--tracker", "a b", "status"]);
     let said = swarm.fails(78, &["--patience", "soon", "status"]);
     assert!(said.contains("--patience"), "{said}");

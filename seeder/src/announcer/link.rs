@@ -59,19 +59,19 @@ pub(super) async fn run<S: ChunkStore>(shared: Arc<Shared<S>>, channel: Channel,
     let (mut was_ours, mut told_loss) = (false, false);
     loop {
         let began = Instant::now();
-        let mut link = Link { shared: &shared, endpoint: &endpoint, told: false };
+        let mut link = Link { shared: &shared, endpoint: &endpoint, told: false, is_ours: false };
         let ended = tokio::select! {
             ended = link.live(channel.clone()) => ended,
             () = stop.cancelled() => return,
         };
         let was_told = link.told;
-        was_ours |= was_told;
+        was_ours |= link.is_ours;
         told_loss &= !was_told;
         drop(link);
         match ended {
             Ended::Left => return,
-            // Its catalog was lost, and may be brought back.
-            Ended::Refused(reason) if was_ours => {
+            // Its catalog was lost, and may be brought back. A mount, which people use, never ends by itself.
+            Ended::Refused(reason) if was_ours || shared.store.holding() == Holding::Cached => {
                 if !std::mem::replace(&mut told_loss, true) {
                     tracing::error!(tracker = endpoint, reason, "the tracker is no longer this peer's; trying on");
                 }
@@ -104,6 +104,7 @@ struct Link<'a, S> {
     shared: &'a Shared<S>,
     endpoint: &'a str,
     told: bool,
+    is_ours: bool,
 }
 
 impl<S> Drop for Link<'_, S> {
@@ -165,6 +166,7 @@ impl<S: ChunkStore> Link<'_, S> {
             return Err(Ended::Broken("it did not begin with a welcome".to_owned()));
         };
         self.check(&welcome).await?;
+        self.is_ours = true;
         // Subscribed before the inventory is taken: what changes meanwhile is told again.
         let changes = shared.store.changes();
         let mut live = Live { out, orders, changes, pending: Pending::default(), told_used_bytes: 0 };

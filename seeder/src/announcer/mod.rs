@@ -24,7 +24,7 @@ use crate::tracker_client::TrackerClient;
 /// Orders to verify that may wait; more are refused, and come again with the next report.
 const MOST_VERIFY_ORDERS: usize = 1_024;
 
-/// Asked with the id of the swarm that a tracker serves; an error, in words for a person, ends the peer.
+/// Asked with the id of the swarm that a tracker serves; an error, in words for a person, if it is not this peer's.
 pub type Binding = Arc<dyn Fn(SwarmId) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// What a peer says of itself.

@@ -1,7 +1,7 @@
 //! Lending: a process of this machine gets the file in which bytes lie, and reads and verifies them itself.
 //!
 //! A question is that of a Fetch; it is checked, limited and counted as if its bytes were sent. Invariants: only
-//! processes of this user or root's are answered; each connection has one answer under way, so nothing piles up.
+//! processes of this user are answered; each connection has one answer under way, so nothing piles up.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 //! Bytes of a peer on this machine: it lends the file they lie in, and they are read from there.
 //!
-//! Only a way: what comes is checked like what comes over the network. Invariant: whatever goes wrong here but the
-//! peer's own word on a question leaves the network to be tried.
+//! Only a way: what comes is checked like what comes over the network. Invariant: whatever goes wrong here leaves the
+//! network to be tried, but for the peer's own word on a question, and for its silence, which is the same there.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use super::progress::Progress;
 use crate::{aligned, local};
 
-/// A peer that was not found on this machine is not looked for again for so long.
+/// A peer that was not found on this machine, or was no help, is not asked here again for so long.
 const REST: Duration = Duration::from_secs(1);
 
 /// Up to this length segments lie in a store's database by default, and nobody can lend them.
@@ -74,7 +74,7 @@ impl Lender {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::trace!(peer = %self.peer, %error, "look for a peer on this machine");
-                *self.shared.rests_until.lock() = Some(Instant::now() + REST);
+                self.rest();
                 return None;
             }
         };
@@ -91,16 +91,26 @@ impl Lender {
         if reply.held.is_some() {
             return Some(Ok(reply));
         }
-        let data = match read(file?, loan.offset, bytes).await {
+        let read = match file {
+            Some(file) => read(file, loan.offset, bytes).await,
+            None => Err(io::Error::other("no file came")),
+        };
+        let data = match read {
             Ok(data) => data,
             Err(error) => {
                 tracing::debug!(peer = %self.peer, %error, "read a file that a peer lent");
+                self.rest();
                 return None;
             }
         };
         progress.read_here();
         progress.came((data.len() + reply.tree.len()) as u64);
         Some(Ok(v1::FetchReply { data, ..reply }))
+    }
+
+    /// Do without for a while: each question counts as served there.
+    fn rest(&self) {
+        *self.shared.rests_until.lock() = Some(Instant::now() + REST);
     }
 
     fn rests(&self) -> bool {
@@ -117,6 +127,8 @@ impl Lender {
             return Ok(answer);
         }
         let stream = local::connect(self.peer, &self.address).await?;
+        // Perhaps of a seeder that was started anew with other settings.
+        self.shared.inline_bytes.store(INLINE_BYTES, Ordering::Relaxed);
         self.ask_over(stream, question).await
     }
 

@@ -5,7 +5,7 @@
 //! which belongs to the announcer.
 //!
 //! Invariant: the newest revision that any answer carried is sent with every later question, so no
-//! answer is from before it.
+//! answer is from before it, unless the catalog itself went back.
 
 mod address;
 mod catalog;
@@ -15,7 +15,7 @@ pub use address::{AddressError, DEFAULT_PORT, TrackerAddress};
 pub use catalog::{Currency, Leased, NodeWithManifest, Outcome, Refusal};
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use swarm_proto::v1::catalog_client::CatalogClient;
@@ -100,6 +100,7 @@ struct Shared {
     newest: AtomicU64,
     /// Why nobody is asked.
     estranged: parking_lot::RwLock<Option<Arc<str>>>,
+    replaced: AtomicBool,
     reports: tokio::sync::mpsc::Sender<swarm_proto::v1::HolderReport>,
     reports_out: parking_lot::Mutex<Option<tokio::sync::mpsc::Receiver<swarm_proto::v1::HolderReport>>>,
 }
@@ -118,6 +119,7 @@ impl TrackerClient {
                 preferred: AtomicUsize::new(0),
                 newest: AtomicU64::new(0),
                 estranged: parking_lot::RwLock::default(),
+                replaced: AtomicBool::new(false),
                 reports,
                 reports_out: parking_lot::Mutex::new(Some(reports_out)),
             }),
@@ -149,11 +151,25 @@ impl TrackerClient {
         self.shared.newest.store(revision.0, Ordering::Release);
     }
 
-    /// Refuse every question, since what answers there is not the tracker that is meant, for this reason; or, with
-    /// none, ask again. Whether this changed anything.
-    pub fn estrange(&self, reason: Option<&str>) -> bool {
-        let was = std::mem::replace(&mut *self.shared.estranged.write(), reason.map(Arc::from));
-        was.is_some() != reason.is_some()
+    /// Refuse every question from now on, since what answers there is not the tracker that is meant.
+    pub fn estrange(&self, reason: &str) {
+        *self.shared.estranged.write() = Some(Arc::from(reason));
+    }
+
+    /// It is the tracker that is meant. If it was not until now, its catalog was brought back: no revision is known of
+    /// it, and [`Self::take_replaced`] says so once.
+    pub fn reconcile(&self) {
+        let mut estranged = self.shared.estranged.write();
+        if estranged.is_some() {
+            self.went_back(Revision(0));
+            self.shared.replaced.store(true, Ordering::Release);
+            *estranged = None;
+        }
+    }
+
+    /// Whether the catalog was replaced by another since this was last asked.
+    pub fn take_replaced(&self) -> bool {
+        self.shared.replaced.swap(false, Ordering::AcqRel)
     }
 
     /// Ask a small question: `attempt` puts `request` to one replica.
@@ -277,10 +293,19 @@ mod tests {
             TrackerClientConfig { address, me: None, zone: String::new(), patience: Duration::from_millis(50) };
         let client = TrackerClient::new(config).unwrap();
         assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
-        assert!(client.estrange(Some("another swarm")) && !client.estrange(Some("another swarm still")));
+        client.saw(Revision(9));
+        client.estrange("another swarm");
+        client.estrange("another swarm still");
         let refused = client.stat_fs().await.unwrap_err();
         assert!(refused.fault() == Fault::Stale && refused.to_string() == "another swarm still", "{refused}");
-        assert!(client.estrange(None) && !client.estrange(None));
+        client.reconcile();
+        assert_eq!(
+            (client.newest_revision(), client.take_replaced(), client.take_replaced()),
+            (Revision(0), true, false)
+        );
+        client.saw(Revision(3));
+        client.reconcile();
+        assert_eq!((client.newest_revision(), client.take_replaced()), (Revision(3), false));
         assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
     }
 

@@ -40,6 +40,15 @@ impl Numbers {
         Ok(Fresh::new(taken))
     }
 
+    /// Hand out none below `least` from now on.
+    pub(crate) async fn skip_to(&self, least: u64) -> Result<(), StoreError> {
+        let mut block = self.block.lock().await;
+        if block.start < least {
+            *block = self.lease_from(least, BLOCK).await?;
+        }
+        Ok(())
+    }
+
     /// Give back what was not used of the newest run.
     pub(crate) async fn give_back(&self, left: Fresh) {
         let mut block = self.block.lock().await;
@@ -50,6 +59,10 @@ impl Numbers {
     }
 
     async fn lease(&self, count: u64) -> Result<std::ops::Range<u64>, StoreError> {
+        self.lease_from(0, count).await
+    }
+
+    async fn lease_from(&self, least: u64, count: u64) -> Result<std::ops::Range<u64>, StoreError> {
         let key = Key::Numbers;
         loop {
             let found = self.store.get(key.encode()).await?;
@@ -60,6 +73,7 @@ impl Numbers {
                     _ => return Err(StoreError::Corrupt("the numbers are something else".into())),
                 },
             };
+            let start = start.max(least);
             let end = start.checked_add(count).ok_or_else(|| StoreError::Corrupt("no numbers are left".into()))?;
             let commit = Commit { conditions: vec![condition], writes: vec![put(key.clone(), Record::Numbers(end))] };
             if let Outcome::Committed(_) = self.store.commit(commit).await? {

@@ -1,10 +1,11 @@
 //! Reading the file: into a second tree, verified, and then live at once.
 //!
-//! Inodes get fresh numbers, as a number is never used twice and mounts may still know the old ones.
+//! Inodes get fresh numbers, as a number is never used twice and mounts may still know the old ones; also those of a
+//! catalog that was lost, so the numbers of an import begin where no tracker can have come before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use swarm_proto::{Fault, InodeNumber, ManifestDigest, PeerId, Revision};
 
@@ -21,6 +22,10 @@ const MAX_SEEDERS: usize = 65_536;
 const MAX_NODES: usize = 1 << 28;
 /// Numbers leased, and records written, at once.
 const AT_ONCE: u64 = 1024;
+
+/// Numbers that no catalog uses up in a second, as a power of two; with the seconds since 1970 they stay below 2^53,
+/// which every reader of JSON can tell apart.
+const NUMBERS_A_SECOND: u32 = 20;
 
 /// How long reading all names again may take.
 const RELOAD: Duration = Duration::from_secs(300);
@@ -79,6 +84,8 @@ impl Catalog {
         if replace == Replace::Empty {
             self.check_empty()?;
         }
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.numbers().skip_to(seconds << NUMBERS_A_SECOND).await.map_err(store)?;
         let kept = self.manifests().keep_all().await;
         let tree = TreeNumber(self.view().swarm.tree.0.wrapping_add(1));
         // What an earlier import left under this number, if the sweep has not been there yet.

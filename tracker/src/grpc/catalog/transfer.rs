@@ -31,7 +31,7 @@ pub(super) async fn import(
         first.data = part.data;
     }
     // Before anybody is told to replace what is there by something that is no catalog.
-    if !format::may_begin(&first.data) {
+    if first.data.is_empty() || !format::may_begin(&first.data) {
         return Err(Status::invalid_argument(FormatError::Foreign.to_string()));
     }
     let replace = if first.replace { Replace::Anything } else { Replace::Empty };
