@@ -155,8 +155,7 @@ async fn what_lies_in_no_file_is_not_asked_for_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lender_that_lies_hangs_or_refuses_is_passed_over_for_another_peer() {
     let data = noise(3, 2 * MIB);
-    let mut wrong = data.clone();
-    wrong[MIB + 5] ^= 1;
+    let wrong = data.iter().map(|byte| byte ^ 1).collect();
     for (answer, corrupt) in [
         (Answer::Lent(wrong), true),
         (Answer::Hang, false),
