@@ -15,7 +15,20 @@ fn program(words: &[&str]) -> Command {
 }
 
 fn ends(words: &[&str], code: i32, says: &str) -> Output {
-    let output = program(words).output().unwrap();
+    let mut command = program(words);
+    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "{words:?} does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+    child.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+    let output = Output { status, stdout, stderr };
     let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
     assert!(text.contains(says), "{words:?} does not say {says:?}: {text}");
@@ -55,7 +68,7 @@ fn what_is_wrong_is_said_before_anything_is_touched() {
     };
     ends(&["--no-such-flag"], 2, "--no-such-flag");
     ends(&["--data", &data], 78, "SWARM_TRACKER");
-    ends(&["--tracker", "http://x"], 78, "swarm://host:7070");
+    ends(&["--tracker", "https://x"], 78, "swarm://host:7070");
     fails(&["--capacity", "much"], 78, "--capacity");
     fails(&["--log", "=="], 78, "log filter");
     let file = folder.path().join("seeder.toml").to_string_lossy().into_owned();
