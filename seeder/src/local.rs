@@ -1,6 +1,7 @@
 //! How two processes of one machine meet, and how one hands the other an open file.
 //!
-//! Not what they say: a message is bytes here. Invariants: only processes of the same user talk to each other; a message longer than its reader allows is an error before it is read.
+//! Not what they say: a message is bytes here. Invariants: only processes of the same user talk to each other; a
+//! message longer than its reader allows is an error before it is read.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

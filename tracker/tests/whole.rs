@@ -164,13 +164,12 @@ async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_com
     let client = holders(&second).await;
     let place =
         v1::PlaceRequest { segment_ids: segment(9).to_wire(), lengths: vec![1], replicas: 1, ..Default::default() };
-    let asked = async { client.clone().place(place).await.unwrap().into_inner().counts };
-    let comes = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await
-    };
-    let (counts, _peer) = tokio::join!(asked, comes);
-    assert_eq!(counts, [1]);
+    let mut client = client;
+    let mut asked = Box::pin(client.place(place));
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut asked).await;
+    assert!(early.is_err(), "it does not wait: {early:?}");
+    let _peer = FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await;
+    assert_eq!(asked.await.unwrap().into_inner().counts, [1]);
 }
 
 async fn locate_one(tracker: &Tracker) -> usize {
