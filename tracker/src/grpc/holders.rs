@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::desk::Desk;
 use super::{announce, locate, peers, place, report, status};
+
 /// The service.
 pub struct HoldersService {
     desk: Arc<Desk>,

@@ -36,7 +36,7 @@ pub(super) async fn place(desk: &Desk, request: PlaceRequest) -> Result<PlaceRep
     let deadline = Instant::now() + PATIENCE;
     let (seeders, infos) = loop {
         let Eligible { seeders, infos, awaited } = eligible(desk, &excluded);
-        if seeders.len() >= wanted.replicas || awaited == 0 || Instant::now() >= deadline {
+        if seeders.len() >= wanted.replicas || !awaited || Instant::now() >= deadline {
             break (seeders, infos);
         }
         tokio::time::sleep(POLL).await;
@@ -66,8 +66,8 @@ fn read(request: PlaceRequest) -> Result<(Wanted, HashSet<PeerId>), ConvertError
 struct Eligible {
     seeders: Vec<Seeder>,
     infos: Vec<PeerInfo>,
-    /// So many others may be heard in a moment.
-    awaited: usize,
+    /// There are others that may be heard in a moment.
+    awaited: bool,
 }
 
 fn eligible(desk: &Desk, excluded: &HashSet<PeerId>) -> Eligible {
@@ -75,7 +75,7 @@ fn eligible(desk: &Desk, excluded: &HashSet<PeerId>) -> Eligible {
     let fit = |known: &&Snapshot| {
         known.facts.kind == PeerKind::Seeder && !known.draining && !excluded.contains(&known.facts.id)
     };
-    let awaited = all.iter().filter(fit).filter(|known| known.state == State::Stale && known.unheard).count();
+    let awaited = all.iter().filter(fit).any(|known| known.state == State::Stale && known.unheard);
     let live = all.iter().filter(fit).filter(|known| known.state == State::Live).map(|known| {
         let seeder = Seeder {
             id: known.facts.id,
