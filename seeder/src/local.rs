@@ -91,7 +91,7 @@ pub(crate) async fn receive(stream: &UnixStream, most_bytes: usize) -> io::Resul
     let mut came: Vec<u8> = Vec::new();
     let mut file = None;
     let mut want = PREFIX_BYTES;
-    let mut buffer = [0; READ_BYTES];
+    let mut buffer = vec![0; READ_BYTES];
     while came.len() < want {
         let read = || {
             let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];

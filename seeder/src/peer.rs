@@ -57,11 +57,6 @@ pub struct PeerConfig {
     pub binding: Binding,
 }
 
-/// A peer that does not belong to any swarm in particular.
-pub fn any_swarm() -> Binding {
-    Arc::new(|_| Box::pin(std::future::ready(Ok(()))))
-}
-
 /// Why a peer did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {

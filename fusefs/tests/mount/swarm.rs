@@ -11,7 +11,7 @@ use swarm_proto::settings::Span;
 use swarm_proto::v1::operation::Operation;
 use swarm_proto::v1::{self, IfExists, Ownership};
 use swarm_proto::{Extent, InodeNumber, Manifest, PeerId, Segment, SegmentId};
-use swarm_seeder::peer::{Peer, PeerConfig, Sharing, any_swarm};
+use swarm_seeder::peer::{Peer, PeerConfig, Sharing};
 use swarm_seeder::store::Holding;
 use swarm_seeder::store::memory::MemoryStore;
 use swarm_seeder::swarm::{Swarm as Fetcher, SwarmConfig};
@@ -259,7 +259,7 @@ async fn seeder(client: &TrackerClient, stop: CancellationToken) -> Peer<MemoryS
         sharing: Sharing::Serve { listen: ([127, 0, 0, 1], 0).into(), advertise: None, upload_limit: None },
         zone: String::new(),
         host: id.to_string(),
-        binding: any_swarm(),
+        binding: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
     };
     let store = MemoryStore::new(Holding::Replica, 0);
     // Each seeder has a client of its own, as each is a process of its own.

@@ -104,8 +104,8 @@ pub trait DiskFile: Send + Sync {
     /// By which a change since then will be known; none if this disk cannot say.
     fn stamp(&self) -> io::Result<Option<Stamp>>;
     /// The file itself, to be given to another process; none if this disk has no such thing.
-    fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
-        Ok(None)
+    fn into_descriptor(self: Box<Self>) -> Option<OwnedFd> {
+        None
     }
     /// Make the bytes and the length survive a power cut (fdatasync).
     fn sync(&self) -> io::Result<()>;
@@ -225,8 +225,8 @@ impl DiskFile for File {
         Ok(Some(Stamp { inode: meta.ino(), length: meta.len(), changed_ns, unchanged_for }))
     }
 
-    fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
-        Ok(Some(self.try_clone()?.into()))
+    fn into_descriptor(self: Box<Self>) -> Option<OwnedFd> {
+        Some((*self).into())
     }
 
     fn sync(&self) -> io::Result<()> {

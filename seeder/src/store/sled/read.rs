@@ -109,7 +109,7 @@ impl Core {
         if !stamp.is_some_and(|stamp| self.proofs.hold(segment, chunks, stamp, Instant::now())) {
             self.read(id, chunks)?;
         }
-        let descriptor = file.and_then(|file| file.descriptor()).map_err(failed("open a segment's file"))?;
+        let descriptor = file.map_err(failed("open a segment's file"))?.into_descriptor();
         Ok(descriptor.map(|file| Loan { file, offset: segment.bytes_of(chunks).start }))
     }
 
