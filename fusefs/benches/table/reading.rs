@@ -75,9 +75,9 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
         let (mut ours, mut network, mut ceiling) = (vec![], vec![], vec![]);
         let (mut ssh, mut tuned, mut raw) = (vec![], vec![], vec![]);
         for round in 0..report.rounds {
-            for (way, rates, costs) in
-                [(Way::Beside, &mut ours, &mut costs), (Way::Network, &mut network, &mut network_costs)]
-            {
+            let mut ways = [(Way::Beside, &mut ours, &mut costs), (Way::Network, &mut network, &mut network_costs)];
+            ways.rotate_left(round % 2);
+            for (way, rates, costs) in ways {
                 let mount = cold_mount(swarm, way);
                 settle();
                 let before = Costs::now(swarm, &mount);
@@ -219,7 +219,9 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
         };
         let (mut ours, mut network, mut ssh, mut moved) = (vec![], vec![], vec![], vec![]);
         for round in 0..report.rounds {
-            for (way, rates) in [(Way::Beside, &mut ours), (Way::Network, &mut network)] {
+            let mut ways = [(Way::Beside, &mut ours), (Way::Network, &mut network)];
+            ways.rotate_left(round % 2);
+            for (way, rates) in ways {
                 let mount = cold_mount(swarm, way);
                 let before = mount.daemon.metrics().sum("swarm_fetch_received_bytes_total");
                 let (iops, count) = fio(&mount.path("large"), round);
