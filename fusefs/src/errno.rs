@@ -17,7 +17,7 @@ pub const fn of_fault(fault: Fault) -> Errno {
         Fault::NotEmpty => Errno::NOTEMPTY,
         Fault::NameTooLong => Errno::NAMETOOLONG,
         Fault::Invalid => Errno::INVAL,
-        Fault::Stale => Errno::STALE,
+        Fault::Stale | Fault::OtherSwarm => Errno::STALE,
         Fault::TooManyLinks => Errno::MLINK,
         Fault::NoSpace => Errno::NOSPC,
         Fault::Permission => Errno::PERM,

@@ -38,7 +38,9 @@ pub const fn code_of(fault: Fault) -> Code {
         Fault::Unspecified => Code::Unknown,
         Fault::NotFound => Code::NotFound,
         Fault::Exists => Code::AlreadyExists,
-        Fault::NotDirectory | Fault::IsDirectory | Fault::NotEmpty | Fault::SendAgain => Code::FailedPrecondition,
+        Fault::NotDirectory | Fault::IsDirectory | Fault::NotEmpty | Fault::SendAgain | Fault::OtherSwarm => {
+            Code::FailedPrecondition
+        }
         Fault::NameTooLong | Fault::Invalid => Code::InvalidArgument,
         // Aborted, as a transaction that lost its race.
         Fault::Stale | Fault::Expired => Code::Aborted,

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod fault;
 pub mod id;
 pub mod manifest;
+pub mod meant;
 pub mod presence;
 pub mod range;
 pub mod settings;

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use swarm_proto::admin::{self, Readiness};
 use swarm_proto::v1::catalog_server::CatalogServer;
 use swarm_proto::v1::holders_server::HoldersServer;
-use swarm_proto::{BootId, MAX_MESSAGE_BYTES, v1};
+use swarm_proto::{BootId, MAX_MESSAGE_BYTES, meant, v1};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
+use tonic::{Request, Status};
 
 use crate::capacity::SwarmCapacity;
 use crate::catalog::{Catalog, CatalogConfig};
@@ -199,8 +201,8 @@ impl Tracker {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
-            .add_service(holders)
-            .add_service(catalog)
+            .add_service(InterceptedService::new(holders, ours_only(self.catalog.clone())))
+            .add_service(InterceptedService::new(catalog, ours_only(self.catalog.clone())))
             .add_service(health)
             .add_service(reflection);
         let connections = listener.accept(calls, stop.clone(), cut.clone());
@@ -288,6 +290,11 @@ impl Tracker {
 }
 
 /// In its folder, or in memory.
+/// Refuses what is meant for another swarm.
+fn ours_only(catalog: Arc<Catalog>) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync {
+    move |request| meant::check(catalog.swarm_id(), &request).map(|()| request)
+}
+
 async fn open_catalog(
     config: &TrackerConfig,
     acks: Arc<Soft>,

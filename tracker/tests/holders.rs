@@ -102,7 +102,9 @@ async fn two_processes_with_one_peer_id_are_a_copied_store() {
     let (third, _) = FakePeer::join(&tracker, again).await;
     assert_eq!(first.end().await.code(), Code::Aborted);
     let client = holders(&tracker).await;
-    assert_eq!(state(&client, third.id).await, Some(PeerState::Live));
+    assert_eq!(state(&client, third.id).await, None, "it has not told what it holds");
+    third.inventory(&[], true).await;
+    until(|| state(&client, third.id), |state| *state == Some(PeerState::Live)).await;
 }
 
 #[tokio::test]
@@ -217,7 +219,12 @@ async fn segments_are_placed_on_live_seeders_with_room_and_never_on_mounts() {
     for number in 1..=4 {
         peers.push(FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await.0);
     }
-    let (_mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
+    let (mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
+    let early = client.place(place(&segments([1]), 3)).await.unwrap().into_inner();
+    assert_eq!(early.counts, [0], "none has told what it holds");
+    for peer in peers.iter().chain([&mount]) {
+        peer.inventory(&[], true).await;
+    }
     peers[3].send(Message::Load(Load { free_bytes: 0, used_bytes: 1 << 40, ..Load::default() })).await;
     let ids = segments(0..300);
     let full = peers[3].id.to_wire();
@@ -225,7 +232,8 @@ async fn segments_are_placed_on_live_seeders_with_room_and_never_on_mounts() {
         let (mut client, request) = (client.clone(), place(&ids, 3));
         async move { client.place(request).await.unwrap().into_inner() }
     };
-    let reply = until(ask, |reply| reply.peers.iter().all(|peer| peer.peer_id != full)).await;
+    let settled = |reply: &v1::PlaceReply| reply.counts[0] == 3 && reply.peers.iter().all(|peer| peer.peer_id != full);
+    let reply = until(ask, settled).await;
     assert_eq!(reply.counts, vec![3; 300]);
     for targets in reply.targets.chunks(3) {
         assert!(targets[0] != targets[1] && targets[1] != targets[2] && targets[0] != targets[2]);

@@ -5,17 +5,19 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use support::*;
+use swarm_proto::meant::MeantFor;
 use swarm_proto::settings::Span;
 use swarm_proto::v1::announce_message::Message;
 use swarm_proto::v1::catalog_client::CatalogClient;
+use swarm_proto::v1::holders_client::HoldersClient;
 use swarm_proto::v1::operation::Operation as Op;
 use swarm_proto::v1::publish_file::Content;
 use swarm_proto::v1::{self, Acknowledged, Load, PeerKind, PeerState, PublishFile, StatusReply, StatusRequest};
-use swarm_proto::{Extent, Fault, Manifest, PeerId, RequestId, Segment, SegmentId};
+use swarm_proto::{Extent, Fault, Manifest, PeerId, RequestId, Segment, SegmentId, SwarmId, fault};
 use swarm_tracker::server::Stopped;
 use swarm_tracker::{Tracker, TrackerConfig};
 use tokio::io::copy;
@@ -165,11 +167,14 @@ async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_com
     let place =
         v1::PlaceRequest { segment_ids: segment(9).to_wire(), lengths: vec![1], replicas: 1, ..Default::default() };
     let mut client = client;
+    let began = Instant::now();
     let mut asked = Box::pin(client.place(place));
     let early = tokio::time::timeout(Duration::from_millis(100), &mut asked).await;
     assert!(early.is_err(), "it does not wait: {early:?}");
     let _peer = FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await;
-    assert_eq!(asked.await.unwrap().into_inner().counts, [1]);
+    let placed = asked.await.unwrap().into_inner().counts;
+    // It waits for a second; on a machine that was busy for so long this shows nothing.
+    assert!(placed == [1] || began.elapsed() >= Duration::from_secs(1), "{placed:?}");
 }
 
 async fn locate_one(tracker: &Tracker) -> usize {
@@ -237,4 +242,31 @@ async fn a_peer_whose_machine_vanishes_is_noticed_by_keepalive() {
     assert_eq!(state(&client, peer.id).await, Some(PeerState::Live));
     pulled.cancel();
     until(|| state(&client, peer.id), |state| *state == Some(PeerState::Dead)).await;
+}
+
+#[tokio::test]
+async fn a_question_for_another_swarm_is_refused_and_changes_nothing() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut catalog = CatalogClient::new(channel(&tracker).await);
+    let ours = catalog.stat_fs(v1::StatFsRequest {}).await.unwrap().into_inner().swarm_id;
+    let ours = SwarmId::try_from(ours.as_ref()).unwrap();
+    for (meant, refused) in [(SwarmId::random(), Some(Fault::OtherSwarm)), (ours, None)] {
+        let bound = MeantFor::default();
+        bound.bind(meant);
+        let channel = channel(&tracker).await;
+        let mut catalog = CatalogClient::with_interceptor(channel.clone(), bound.clone());
+        let mut holders = HoldersClient::with_interceptor(channel, bound);
+        let make = v1::MakeDirectory { name: "made".into(), parent: 1, ..Default::default() };
+        let request = v1::MutateRequest {
+            request_id: RequestId::random().to_wire(),
+            operations: vec![v1::Operation { operation: Some(Op::MakeDirectory(make)) }],
+            durable: false,
+        };
+        let watched = catalog.watch(v1::WatchRequest { after_revision: 0 }).await.map(drop);
+        let mutated = catalog.mutate(request).await.map(drop);
+        let listed = holders.peers(v1::PeersRequest {}).await;
+        for outcome in [watched, mutated, listed.map(drop)] {
+            assert_eq!(outcome.err().map(|status| fault::of_status(&status)), refused);
+        }
+    }
 }

@@ -150,5 +150,12 @@ async fn import(connection: &Connection, file: &Path, replace: bool) -> Outcome 
         counted(reply.manifests, "manifest"),
         reply.revision
     );
+    if reply.swarm_id != reply.file_swarm_id {
+        eprintln!(
+            "warning: the names are here, but this is still another swarm than the one they come from, and other seeders \
+             have joined it: seeders of that one are not let in. To bring that swarm back, import the file into an empty \
+             tracker (one with a new --data folder) before any seeder joins it"
+        );
+    }
     Ok(())
 }

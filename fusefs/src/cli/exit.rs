@@ -127,6 +127,7 @@ pub const fn of_fault(fault: Fault) -> Exit {
         Fault::NotFound => Exit::NotFound,
         Fault::Corrupt => Exit::Corrupt,
         Fault::Permission => Exit::Permission,
+        Fault::OtherSwarm => Exit::Config,
         // A catalog whose disk failed is of no more use than one that is away.
         Fault::Unavailable => Exit::Unreachable,
         Fault::Unspecified
@@ -177,6 +178,7 @@ pub const fn words_of(fault: Fault) -> &'static str {
         Fault::Unavailable => "the catalog is unavailable",
         Fault::Corrupt => "the catalog is corrupt",
         Fault::Expired => "the request is too old",
+        Fault::OtherSwarm => "another swarm answered",
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use swarm_proto::manifest::{Part, PartSource};
-use swarm_proto::v1::Node;
+use swarm_proto::v1::{Node, PeerInfo, PeerKind};
 use swarm_proto::{ByteRange, CHUNK_BYTES, ChunkRange, Manifest, ManifestDigest, PeerId, SegmentId};
 use swarm_seeder::swarm::{FetchError, Fetched, Holder, Locator, Offence, Swarm, SwarmConfig, Urgency, Want};
 use swarm_seeder::tracker_client::{TrackerClient, TrackerError};
@@ -155,12 +155,29 @@ impl Fetcher {
         let room = room.map_err(|_| Failure::new(Exit::Interrupted, "interrupted"))?;
         let deadline = Instant::now() + self.timeout;
         let want = Want { segment, chunks, urgency: Urgency::Reader, deadline };
-        let fetched = self.swarm.fetch(want).await.map_err(|error| self.failure(path, segment.id, &error))?;
-        Ok(Piece { in_file: part.in_file, bytes: slice(fetched, in_segment), _room: Some(room) })
+        match self.swarm.fetch(want).await {
+            Ok(fetched) => Ok(Piece { in_file: part.in_file, bytes: slice(fetched, in_segment), _room: Some(room) }),
+            Err(error) => Err(self.failure(path, segment.id, &error).await),
+        }
     }
 
-    fn failure(&self, path: &[u8], id: SegmentId, error: &FetchError) -> Failure {
-        let corrupt = self.corrupt.segments.lock().contains(&id);
+    /// Whether seeders hold the segment, and none of them whole: chunks that did not verify were dropped there.
+    async fn is_damaged(&self, id: SegmentId) -> Result<bool, TrackerError> {
+        let holders = self.tracker.locate(&[id]).await?.into_iter().next().unwrap_or_default();
+        if holders.is_empty() || holders.iter().any(|holder| !holder.partial) {
+            return Ok(false);
+        }
+        // Mounts hold parts of what they read; a seeder is sent whole segments.
+        let is_seeder = |peer: &PeerInfo| {
+            peer.kind() == PeerKind::Seeder
+                && holders.iter().any(|holder| holder.peer.id.as_bytes() == &peer.peer_id[..])
+        };
+        Ok(self.tracker.peers().await?.iter().filter_map(|peer| peer.info.as_ref()).any(is_seeder))
+    }
+
+    async fn failure(&self, path: &[u8], id: SegmentId, error: &FetchError) -> Failure {
+        let came_wrong = self.corrupt.segments.lock().contains(&id);
+        let corrupt = came_wrong || self.is_damaged(id).await.unwrap_or(false);
         let exit = match error {
             FetchError::Stopping => Exit::Interrupted,
             FetchError::AllFailed { .. } | FetchError::NoHolder { .. } if corrupt => Exit::Corrupt,

@@ -109,16 +109,16 @@ impl FileSystem {
 
     /// Capacity of the swarm, from memory where it was asked for lately or cannot be had.
     pub async fn capacity(&self) -> Result<v1::StatFsReply, Errno> {
-        let last = *self.capacity.lock();
-        if let Some((at, capacity)) = last
+        let last = self.capacity.lock().clone();
+        if let Some((at, capacity)) = &last
             && (at.elapsed() < CAPACITY_HOLDS || self.away.load(std::sync::atomic::Ordering::Relaxed))
         {
-            return Ok(capacity);
+            return Ok(capacity.clone());
         }
         self.counters.asked("stat_fs");
         match self.catalog.stat_fs().await {
             Ok(capacity) => {
-                *self.capacity.lock() = Some((Instant::now(), capacity));
+                *self.capacity.lock() = Some((Instant::now(), capacity.clone()));
                 Ok(capacity)
             }
             Err(error) => match last {

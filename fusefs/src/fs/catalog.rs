@@ -40,8 +40,9 @@ pub trait Catalog: Send + Sync + 'static {
     fn saw(&self, revision: Revision);
     /// The catalog is another than the one that was seen, and `revision` its newest.
     fn went_back(&self, revision: Revision);
-    /// Whether the catalog was replaced since this was last asked.
-    fn take_replaced(&self) -> bool;
+    /// Whether another swarm's tracker was met since this was last asked: what is answered next may be from an older
+    /// copy of the catalog.
+    fn take_strayed(&self) -> bool;
     /// One name in one directory; none if there is no such name.
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>>;
     /// A whole path from the root, links not followed; none if there is no such path.
@@ -75,8 +76,8 @@ impl Catalog for TrackerClient {
         TrackerClient::went_back(self, revision);
     }
 
-    fn take_replaced(&self) -> bool {
-        TrackerClient::take_replaced(self)
+    fn take_strayed(&self) -> bool {
+        TrackerClient::take_strayed(self)
     }
 
     fn lookup(&self, parent: InodeNumber, name: Bytes) -> Answer<'_, Option<Node>> {

@@ -178,7 +178,7 @@ impl Catalog for FakeSwarm {
 
     fn went_back(&self, _: Revision) {}
 
-    fn take_replaced(&self) -> bool {
+    fn take_strayed(&self) -> bool {
         false
     }
 
@@ -233,7 +233,9 @@ impl Catalog for FakeSwarm {
     }
 
     fn stat_fs(&self) -> Answer<'_, v1::StatFsReply> {
-        self.ask(|_| Ok(v1::StatFsReply { capacity_bytes: 1 << 30, free_bytes: 1 << 29, inodes: 7 }))
+        self.ask(|_| {
+            Ok(v1::StatFsReply { capacity_bytes: 1 << 30, free_bytes: 1 << 29, inodes: 7, ..Default::default() })
+        })
     }
 }
 

@@ -19,13 +19,20 @@ impl FileSystem {
         let followed = async {
             let mut pause = PAUSES.0;
             let mut said = false;
+            let mut strayed = false;
             loop {
-                let asked = self.catalog.watch(self.catalog.newest());
+                strayed |= self.catalog.take_strayed();
+                let after = if strayed { Revision(0) } else { self.catalog.newest() };
+                let asked = self.catalog.watch(after);
                 match tokio::time::timeout(self.config.metadata_timeout, asked).await {
                     Ok(Ok(changes)) => {
                         pause = PAUSES.0;
                         said = false;
-                        self.follow(changes).await;
+                        if std::mem::take(&mut strayed) {
+                            self.catalog.went_back(after);
+                            self.learn(super::Known::replaced);
+                        }
+                        self.follow(changes, after).await;
                     }
                     Ok(Err(error)) => gone(&mut said, &error.to_string()),
                     Err(_) => gone(&mut said, "no answer in time"),
@@ -40,17 +47,14 @@ impl FileSystem {
         }
     }
 
-    async fn follow(&self, mut changes: Changes) {
+    async fn follow(&self, mut changes: Changes, after: Revision) {
         tracing::debug!("changes are pushed");
         self.away.store(false, Ordering::Relaxed);
-        self.learn(match self.catalog.take_replaced() {
-            true => super::Known::replaced,
-            false => super::Known::begin,
-        });
+        self.learn(super::Known::begin);
         self.counters.live.set(1);
         let reason = loop {
             match changes.next().await {
-                Some(Ok(reply)) => self.apply(&reply),
+                Some(Ok(reply)) => self.apply(&reply, after),
                 Some(Err(error)) => break error.to_string(),
                 None => break "the tracker ended it".to_owned(),
             }
@@ -62,9 +66,10 @@ impl FileSystem {
         tracing::warn!(reason, "changes are no longer pushed: names and attributes are asked for again each second");
     }
 
-    fn apply(&self, reply: &v1::WatchReply) {
+    /// A reply to the question what changed `after` a revision.
+    fn apply(&self, reply: &v1::WatchReply, after: Revision) {
         let revision = Revision(reply.revision);
-        if reply.reset && revision < self.catalog.newest() {
+        if reply.reset && revision < after {
             tracing::warn!(%revision, "the catalog is older than what was seen of it; was it restored? All is asked anew");
             self.catalog.went_back(revision);
             self.learn(super::Known::replaced);

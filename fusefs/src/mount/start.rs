@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
@@ -170,6 +170,7 @@ impl Mount {
             patience: config.metadata_timeout.0,
         })
         .map_err(|error| MountError::Setting(format!("tracker: {error}")))?;
+        let ours = tracker.bind().await?;
         let root = Catalog::resolve(&tracker, bytes::Bytes::copy_from_slice(address.sub().as_bytes()))
             .await?
             .filter(|node| node.kind == Kind::Directory)
@@ -186,7 +187,7 @@ impl Mount {
             sharing: config.sharing(),
             zone: config.zone.clone(),
             host: config.host.clone(),
-            binding: one_swarm(tracker.clone()),
+            binding: only(ours, tracker.address().clone()),
         };
         let peer =
             Peer::start(peer_config, cache.clone(), swarm.clone(), tracker.clone(), &registry, &tasks, stop.clone())
@@ -367,21 +368,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The mount shows one swarm, whatever its tracker comes to serve: inode numbers of another would name other files.
-fn one_swarm(tracker: TrackerClient) -> Binding {
-    let ours: Arc<OnceLock<SwarmId>> = Arc::default();
+fn only(ours: SwarmId, tracker: TrackerAddress) -> Binding {
     Arc::new(move |swarm| {
-        let ours = *ours.get_or_init(|| swarm);
         let other = (swarm != ours).then(|| {
             format!(
-                "{} serves swarm {swarm} now, this mount shows {ours}: bring its catalog back (`swarmfs catalog import`), \
-                 or unmount and mount again",
-                tracker.address()
+                "{tracker} serves swarm {swarm} there, this mount shows {ours}: bring its catalog back (`swarmfs catalog import`), \
+                 or unmount and mount again"
             )
         });
-        match &other {
-            Some(reason) => tracker.estrange(reason),
-            None => tracker.reconcile(),
-        }
         Box::pin(std::future::ready(other.map_or(Ok(()), Err)))
     })
 }

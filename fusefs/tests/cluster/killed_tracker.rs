@@ -5,7 +5,8 @@ use std::io::Read;
 use std::time::Duration;
 
 use crate::harness::data::list;
-use crate::harness::{MountOptions, Swarm, assert_same_file, eventually, write_random};
+use crate::harness::process::binary;
+use crate::harness::{MountOptions, Swarm, assert_same_file, assert_same_tree, eventually, write_random};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -60,7 +61,7 @@ fn what_was_acknowledged_is_there_after_the_tracker_is_killed_during_puts() {
     let mount = swarm.mount();
     for round in 0..5 {
         let name = format!("tree-{round}");
-        crate::harness::assert_same_tree(&swarm.scratch(&name), &mount.path(&name));
+        assert_same_tree(&swarm.scratch(&name), &mount.path(&name));
     }
 }
 
@@ -71,6 +72,8 @@ fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_an
     for index in 0..20 {
         write_random(&source.join(format!("folder-{}/file-{index}", index % 3)), 30_000 * index, index);
     }
+    // Whose number comes before those of the tree.
+    swarm.put(&source.join("folder-0/file-3"), "/early", 2);
     swarm.put(&source, "/tree", 2);
     let export = swarm.scratch("catalog");
     swarm.cli(&["catalog", "export", &export.to_string_lossy()]);
@@ -81,8 +84,10 @@ fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_an
     swarm.add_seeder(&[]);
     swarm.wait_live(3);
     let mount = swarm.mount();
+    let offline = swarm.mount_with(MountOptions { extra: vec!["--offline-ok".to_owned()], ..MountOptions::default() });
+    assert_same_tree(&source, &offline.path("tree"));
     assert!(mount.path("later-9").exists());
-    let held = File::open(mount.path("later-5")).unwrap();
+    let held = ["later-5", "early"].map(|name| File::open(mount.path(name)).unwrap());
     swarm.tracker.kill();
     std::fs::remove_dir_all(swarm.tracker_data()).unwrap();
     swarm.tracker.start();
@@ -90,17 +95,26 @@ fn a_catalog_that_was_lost_and_brought_back_is_shown_again_with_no_restart_of_an
         let names = std::fs::read_dir(&mount.folder).and_then(|names| names.collect::<Result<Vec<_>, _>>());
         names.is_err_and(|error| error.raw_os_error() == Some(116))
     });
+    eventually("the other one shows what it knew", Duration::from_secs(20), || {
+        std::fs::read_dir(offline.path("tree")).is_ok_and(|names| names.count() == 3)
+    });
+    // Its seeders are no others', and nothing is placed on them or waits for them.
+    let refused = swarm.try_cli(&["put", &source.join("folder-1/file-1").to_string_lossy(), "/lost"]);
+    assert_eq!(refused.status.code(), Some(69), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(swarm.peers().as_array().map(Vec::len), Some(0), "{}", swarm.peers());
     swarm.cli(&["catalog", "import", &export.to_string_lossy()]);
     eventually("the mount shows its swarm again", Duration::from_secs(20), || mount.path("tree/folder-1").exists());
     // Also the seeder that the export knows nothing of.
     swarm.wait_live(3);
-    crate::harness::assert_same_tree(&source, &mount.path("tree"));
-    assert!(!mount.path("later-9").exists());
-    // Its number is no other file's now: its own bytes, or none.
-    let mut bytes = Vec::new();
-    match (&held).read_to_end(&mut bytes) {
-        Ok(_) => assert!(bytes == std::fs::read(source.join("folder-1/file-1")).unwrap()),
-        Err(error) => assert!([5, 116].contains(&error.raw_os_error().unwrap()), "{error}"),
+    for mount in [&mount, &offline] {
+        eventually("all is there", Duration::from_secs(20), || !mount.path("later-9").exists());
+        assert_same_tree(&source, &mount.path("tree"));
+    }
+    // Their numbers are no other files' now.
+    for (mut file, name) in held.iter().zip(["folder-1/file-1", "folder-0/file-3"]) {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        assert!(bytes == std::fs::read(source.join(name)).unwrap());
     }
     swarm.put(&source.join("folder-1/file-1"), "/new", 2);
     eventually("changes are seen", Duration::from_secs(5), || mount.path("new").exists());
@@ -121,5 +135,30 @@ fn an_exported_catalog_is_imported_into_an_empty_tracker() {
     assert_eq!(refused.status.code(), Some(66), "{}", String::from_utf8_lossy(&refused.stderr));
     swarm.cli(&["catalog", "import", "--replace", &file.to_string_lossy()]);
     let mount = swarm.mount();
-    crate::harness::assert_same_tree(&source, &mount.path("tree"));
+    assert_same_tree(&source, &mount.path("tree"));
+}
+
+#[test]
+fn addresses_of_two_swarms_are_refused_by_all_programs() {
+    let (one, other) = (Swarm::start(1), Swarm::start(0));
+    let both = format!("{},{}", one.tracker_url, other.tracker_url.trim_start_matches("swarm://"));
+    let folder = one.scratch("mounted");
+    let mount = ["mount", both.as_str(), &folder.to_string_lossy()].map(str::to_owned).to_vec();
+    for arguments in [vec!["-t".to_owned(), both.clone(), "ls".to_owned()], mount] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let refused = one.try_cli(&arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(78), "{arguments:?}: {said}");
+        assert!(said.contains("replicas of one tracker"), "{said}");
+    }
+    let mut seeder = std::process::Command::new(binary("swarm-seeder"));
+    let data = one.scratch("seeder");
+    seeder.args(["--tracker", &both, "--listen", "127.0.0.1:0", "--admin-listen", "off", "--data"]).arg(&data);
+    let ended = seeder.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("replicas of one tracker"), "{said}");
+    // It joined neither.
+    for swarm in [&one, &other] {
+        assert!(swarm.peers().as_array().unwrap().iter().all(|peer| peer["state"] == "live"), "{}", swarm.peers());
+    }
 }

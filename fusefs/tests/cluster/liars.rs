@@ -74,6 +74,30 @@ fn a_segment_file(folder: &Path) -> PathBuf {
 }
 
 #[test]
+fn what_no_holder_has_right_is_said_to_be_corrupt() {
+    let swarm = Swarm::start(1);
+    let source = swarm.scratch("file");
+    write_random(&source, 2 * MIB, 2);
+    swarm.put(&source, "/file", 1);
+    let folder = swarm.seeder_data(0);
+    let of_segment = |name: &PathBuf| folder.join(name).metadata().is_ok_and(|meta| meta.len() == 2 * MIB);
+    let name = list(&folder).into_iter().find(of_segment).expect("a segment file");
+    let file = std::fs::File::options().write(true).read(true).open(folder.join(name)).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 1_000_000).unwrap();
+    file.write_all_at(&[!byte[0]], 1_000_000).unwrap();
+    let to = swarm.scratch("got");
+    // Also when it is known there, and no longer found.
+    for _ in 0..2 {
+        let got = swarm.try_cli(&["get", "--read-timeout", "3s", "/file", &to.to_string_lossy()]);
+        let said = String::from_utf8_lossy(&got.stderr);
+        assert_eq!(got.status.code(), Some(65), "{said}");
+        assert!(!to.exists() && said.contains("/file") && said.contains("verify"), "{said}");
+    }
+    assert_eq!(swarm.status()["segments"]["corrupt"], 1);
+}
+
+#[test]
 fn one_rotten_chunk_at_an_honest_seeder_bans_nobody_and_is_repaired_there() {
     let mut swarm = Swarm::start(2);
     let source = swarm.scratch("file");

@@ -48,6 +48,7 @@ fn a_reader_does_not_notice_that_a_seeder_whose_files_it_reads_is_killed() {
         _ => {}
     });
     swarm.seeders[1].signal("CONT");
+    assert!(mount.daemon.metrics().sum("swarm_fetch_local_bytes_total") > 100.0 * MIB as f64, "hardly any was lent");
     eprintln!("the longest wait for one MiB was {longest:?}");
 }
 

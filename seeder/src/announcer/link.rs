@@ -40,7 +40,7 @@ enum Ended {
     Left,
     /// It broke, or never began: try again.
     Broken(String),
-    /// This peer must not go on.
+    /// The tracker is not this peer's; says what to do.
     Refused(String),
 }
 
@@ -55,8 +55,8 @@ pub(super) async fn run<S: ChunkStore>(shared: Arc<Shared<S>>, channel: Channel,
     let (stop, leave) = (shared.stop.clone(), shared.leave.clone());
     let mut backoff = Backoff::default();
     let mut told_absence = false;
-    // Whether it was this peer's tracker once, and whether it was said that it is no longer.
-    let (mut was_ours, mut told_loss) = (false, false);
+    // Whether it was this peer's tracker once, and why it was said to be so no longer.
+    let (mut was_ours, mut told_loss) = (false, None);
     loop {
         let began = Instant::now();
         let mut link = Link { shared: &shared, endpoint: &endpoint, told: false, is_ours: false };
@@ -66,14 +66,15 @@ pub(super) async fn run<S: ChunkStore>(shared: Arc<Shared<S>>, channel: Channel,
         };
         let was_told = link.told;
         was_ours |= link.is_ours;
-        told_loss &= !was_told;
+        told_loss = told_loss.filter(|_| !was_told);
         drop(link);
         match ended {
             Ended::Left => return,
             // Its catalog was lost, and may be brought back. A mount, which people use, never ends by itself.
             Ended::Refused(reason) if was_ours || shared.store.holding() == Holding::Cached => {
-                if !std::mem::replace(&mut told_loss, true) {
-                    tracing::error!(tracker = endpoint, reason, "the tracker is no longer this peer's; trying on");
+                if told_loss.as_ref() != Some(&reason) {
+                    tracing::error!(tracker = endpoint, reason, "the tracker is not this peer's; trying on");
+                    told_loss = Some(reason);
                 }
             }
             Ended::Refused(reason) => {

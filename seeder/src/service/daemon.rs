@@ -238,23 +238,29 @@ async fn start_peer(
         },
         zone: config.zone.clone(),
         host: config.host.clone(),
-        binding: binding(&store, config),
+        binding: binding(&store, config, &tracker),
     };
     Ok(Peer::start(peer_config, store, swarm, tracker, registry, tasks, stop.clone()).await?)
 }
 
 /// The store remembers the first swarm it served and belongs to no other.
-fn binding(store: &Arc<SledStore>, config: &SeederConfig) -> Binding {
-    let (store, data, tracker) = (Arc::clone(store), config.data.display().to_string(), config.tracker.clone());
+fn binding(store: &Arc<SledStore>, config: &SeederConfig, client: &TrackerClient) -> Binding {
+    let (store, data, client) = (Arc::clone(store), config.data.display().to_string(), client.clone());
     Arc::new(move |swarm: SwarmId| {
-        let (store, data, tracker) = (Arc::clone(&store), data.clone(), tracker.clone());
+        let (store, data, client) = (Arc::clone(&store), data.clone(), client.clone());
         Box::pin(async move {
             match store.swarm_id() {
                 Some(bound) if bound == swarm => Ok(()),
                 Some(bound) => Err(format!(
-                    "the store in {data} belongs to swarm {bound}, but the tracker {tracker} serves swarm {swarm}: \
-                     name the right tracker, or an empty folder"
+                    "the store in {data} belongs to swarm {bound}, but the tracker {} serves swarm {swarm}. If that \
+                     tracker has lost its catalog, bring it back (`swarmfs catalog import`) before anybody else joins: \
+                     the store is whole, and is of use again then. If this seeder is to join another swarm, give it a \
+                     --data folder of its own there",
+                    client.address()
                 )),
+                None if client.agree().await.is_err() => {
+                    Err(format!("the addresses in {} are not replicas of one tracker", client.address()))
+                }
                 None => store.bind_swarm(swarm).await.map_err(|error| format!("join the swarm: {error}")),
             }
         })

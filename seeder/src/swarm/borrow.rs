@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use swarm_proto::{PeerId, Segment, v1};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -33,6 +34,9 @@ const MOST_ANSWER_BYTES: usize = 160 * 1024;
 /// Connections kept for later.
 const MOST_IDLE: usize = 16;
 
+/// Reads of one peer's files at a time: a disk that hangs holds no more threads than these.
+const MOST_READING: usize = 64;
+
 /// The way to a peer that may run on this machine; clones share it.
 #[derive(Clone)]
 pub(super) struct Lender {
@@ -44,6 +48,7 @@ pub(super) struct Lender {
 struct Shared {
     idle: Mutex<Vec<UnixStream>>,
     rests_until: Mutex<Option<Instant>>,
+    reading: Arc<Semaphore>,
     /// Longest segment that it did not lend for lying in no file.
     inline_bytes: AtomicU32,
 }
@@ -54,6 +59,7 @@ impl Lender {
         let shared = Shared {
             idle: Mutex::default(),
             rests_until: Mutex::default(),
+            reading: Arc::new(Semaphore::new(MOST_READING)),
             inline_bytes: AtomicU32::new(INLINE_BYTES),
         };
         Self { peer, address: address.into(), shared: Arc::new(shared) }
@@ -70,6 +76,7 @@ impl Lender {
         if segment.length <= self.shared.inline_bytes.load(Ordering::Relaxed) || self.rests() {
             return None;
         }
+        let place = Arc::clone(&self.shared.reading).try_acquire_owned().ok()?;
         let (loan, file) = match self.ask(&request.encode_to_vec()).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -92,7 +99,7 @@ impl Lender {
             return Some(Ok(reply));
         }
         let read = match file {
-            Some(file) => read(file, loan.offset, bytes).await,
+            Some(file) => read(file, loan.offset, bytes, place).await,
             None => Err(io::Error::other("no file came")),
         };
         let data = match read {
@@ -119,16 +126,15 @@ impl Lender {
 
     /// Ask over a connection that nobody else uses meanwhile; it is closed if the caller goes away.
     async fn ask(&self, question: &[u8]) -> io::Result<(v1::Loan, Option<OwnedFd>)> {
-        // One that was kept may have been closed since.
         let kept = self.shared.idle.lock().pop();
-        if let Some(stream) = kept
-            && let Ok(answer) = self.ask_over(stream, question).await
-        {
-            return Ok(answer);
+        if let Some(stream) = kept {
+            if let Ok(answer) = self.ask_over(stream, question).await {
+                return Ok(answer);
+            }
+            // Closed since, perhaps by a seeder that was started anew with other settings.
+            self.shared.inline_bytes.store(INLINE_BYTES, Ordering::Relaxed);
         }
         let stream = local::connect(self.peer, &self.address).await?;
-        // Perhaps of a seeder that was started anew with other settings.
-        self.shared.inline_bytes.store(INLINE_BYTES, Ordering::Relaxed);
         self.ask_over(stream, question).await
     }
 
@@ -145,8 +151,11 @@ impl Lender {
 }
 
 /// Read what was lent. Errors: it is no regular file, or ends before its bytes do.
-async fn read(file: OwnedFd, offset: u64, bytes: u64) -> io::Result<Bytes> {
+///
+/// Shape: a read that hangs holds its place, also when nobody waits for it any longer.
+async fn read(file: OwnedFd, offset: u64, bytes: u64, place: OwnedSemaphorePermit) -> io::Result<Bytes> {
     let work = move || {
+        let _place = place;
         let file = File::from(file);
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());

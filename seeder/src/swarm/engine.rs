@@ -133,7 +133,9 @@ impl Engine {
             Some(trouble) => {
                 FetchError::AllFailed { segment, holders: trouble.peers.len(), last: trouble.last.clone() }
             }
-            None if self.locations.holders(&segment.id).is_empty() => FetchError::NoHolder { segment, chunks },
+            None if self.locations.holders(&segment.id).iter().all(|holder| holder.has_of(chunks) == 0) => {
+                FetchError::NoHolder { segment, chunks }
+            }
             None => {
                 let holders = self.locations.holders(&segment.id).len();
                 FetchError::AllFailed { segment, holders, last: "no answer in time".to_owned() }

@@ -70,8 +70,9 @@ impl State {
     fn forget(&mut self, id: RequestId) -> Option<Live> {
         let live = self.live.remove(&id)?;
         let totals = self.engine.totals();
-        totals.received_bytes += live.progress.bytes();
-        totals.local_bytes += live.progress.local_bytes();
+        let bytes = live.progress.bytes();
+        totals.received_bytes += bytes;
+        totals.local_bytes += if live.progress.is_local() { bytes } else { 0 };
         Some(live)
     }
 }

@@ -31,9 +31,9 @@ impl Progress {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Of them, bytes that were read on this machine.
-    pub(super) fn local_bytes(&self) -> u64 {
-        if self.local.load(Ordering::Relaxed) { self.bytes() } else { 0 }
+    /// Whether they were read on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.local.load(Ordering::Relaxed)
     }
 
     /// From the request to the head of the reply.

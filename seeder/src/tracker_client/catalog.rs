@@ -8,10 +8,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use swarm_proto::manifest::{INLINE_BYTES, MAX_EXTENTS, PAGE_BYTES, digest_of};
 use swarm_proto::v1::{self, Fault};
-use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision, fault};
+use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision};
 use tonic::Streaming;
 
-use super::{TrackerClient, TrackerError, catalog_client};
+use super::{TrackerClient, TrackerError, catalog_client, refusal};
 use crate::store::AckLevel;
 
 /// Longest silence of a stream of pages.
@@ -65,21 +65,22 @@ pub type Outcome = Result<Option<v1::Node>, Refusal>;
 impl TrackerClient {
     /// One name in one directory; none if there is no such name.
     pub async fn lookup(&self, parent: InodeNumber, name: &[u8]) -> Result<Option<v1::Node>, TrackerError> {
-        let request = v1::LookupRequest {
-            parent: parent.0,
-            name: Bytes::copy_from_slice(name),
-            min_revision: self.newest_revision().0,
+        let request = (parent.0, Bytes::copy_from_slice(name));
+        let ask = |line, (parent, name)| async move {
+            let request = v1::LookupRequest { parent, name, min_revision: self.newest_revision().0 };
+            catalog_client(line).lookup(request).await
         };
-        let reply =
-            self.ask(request, |channel, request| async move { catalog_client(channel).lookup(request).await }).await;
+        let reply = self.ask(request, ask).await;
         self.maybe_node(reply)
     }
 
     /// A whole path from the root, links not followed; none if there is no such path.
     pub async fn resolve(&self, path: &[u8]) -> Result<Option<v1::Node>, TrackerError> {
-        let request = v1::ResolveRequest { path: Bytes::copy_from_slice(path), min_revision: self.newest_revision().0 };
-        let reply =
-            self.ask(request, |channel, request| async move { catalog_client(channel).resolve(request).await }).await;
+        let ask = |line, path| async move {
+            let request = v1::ResolveRequest { path, min_revision: self.newest_revision().0 };
+            catalog_client(line).resolve(request).await
+        };
+        let reply = self.ask(Bytes::copy_from_slice(path), ask).await;
         self.maybe_node(reply)
     }
 
@@ -106,15 +107,13 @@ impl TrackerClient {
 
     /// Inodes that will be opened soon, in that order, with a lease on what they contain.
     pub async fn lease(&self, inodes: &[InodeNumber]) -> Result<Leased, TrackerError> {
-        let request = v1::LeaseNodesRequest {
-            inodes: inodes.iter().map(|inode| inode.0).collect(),
-            min_revision: self.newest_revision().0,
+        let ask = |line, inodes| async move {
+            let request = v1::LeaseNodesRequest { inodes, min_revision: self.newest_revision().0 };
+            catalog_client(line).lease_nodes(request).await
         };
         // Before it is asked: the tracker counts from later, so that it never ends a lease before we do.
         let asked = Instant::now();
-        let reply = self
-            .ask(request, |channel, request| async move { catalog_client(channel).lease_nodes(request).await })
-            .await?;
+        let reply = self.ask(inodes.iter().map(|inode| inode.0).collect(), ask).await?;
         self.saw(Revision(reply.revision));
         if reply.nodes.len() != inodes.len() {
             return Err(self.nonsense("leases"));
@@ -143,26 +142,26 @@ impl TrackerClient {
         currency: Currency,
         with_manifest: bool,
     ) -> Result<v1::NodeReply, TrackerError> {
-        let request = v1::GetNodeRequest {
-            inode: inode.0,
-            min_revision: self.newest_revision().0,
-            current: currency == Currency::Newest,
-            with_manifest,
+        let ask = |line, inode| async move {
+            let request = v1::GetNodeRequest {
+                inode,
+                min_revision: self.newest_revision().0,
+                current: currency == Currency::Newest,
+                with_manifest,
+            };
+            catalog_client(line).get_node(request).await
         };
-        self.ask(request, |channel, request| async move { catalog_client(channel).get_node(request).await }).await
+        self.ask(inode.0, ask).await
     }
 
     /// All entries of a directory in the order of their names' bytes.
     pub async fn read_dir(&self, inode: InodeNumber) -> Result<Vec<v1::Entry>, TrackerError> {
-        let request = v1::ReadDirRequest {
-            inode: inode.0,
-            after: Bytes::new(),
-            min_revision: self.newest_revision().0,
-            limit: 0,
+        let ask = |line, inode| async move {
+            let min_revision = self.newest_revision().0;
+            let request = v1::ReadDirRequest { inode, after: Bytes::new(), min_revision, limit: 0 };
+            catalog_client(line).read_dir(request).await
         };
-        let mut pages = self
-            .ask(request, |channel, request| async move { catalog_client(channel).read_dir(request).await })
-            .await?;
+        let mut pages = self.ask(inode.0, ask).await?;
         let mut entries = Vec::new();
         while let Some(page) = self.next(&mut pages).await? {
             self.saw(Revision(page.revision));
@@ -174,9 +173,8 @@ impl TrackerClient {
     /// A manifest of any size, verified against its digest.
     pub async fn manifest(&self, digest: ManifestDigest) -> Result<Arc<Manifest>, TrackerError> {
         let request = v1::GetManifestRequest { digest: digest.to_wire() };
-        let mut pages = self
-            .ask(request, |channel, request| async move { catalog_client(channel).get_manifest(request).await })
-            .await?;
+        let mut pages =
+            self.ask(request, |line, request| async move { catalog_client(line).get_manifest(request).await }).await?;
         let mut encoded = BytesMut::new();
         while let Some(page) = self.next(&mut pages).await? {
             encoded.extend_from_slice(&page.data);
@@ -192,10 +190,8 @@ impl TrackerClient {
         let mut all = Vec::with_capacity(digests.len());
         for some in digests.chunks(1_024) {
             let request = v1::GetManifestsRequest { digests: ManifestDigest::pack(some) };
-            let reply =
-                self.ask_bulk(request, |channel, request| async move {
-                    catalog_client(channel).get_manifests(request).await
-                })
+            let reply = self
+                .ask_bulk(request, |line, request| async move { catalog_client(line).get_manifests(request).await })
                 .await?;
             if reply.manifests.len() != some.len() {
                 return Err(self.nonsense("manifests"));
@@ -228,8 +224,8 @@ impl TrackerClient {
                 data: encoded.slice(start..encoded.len().min(start + PAGE_BYTES)),
             })
             .collect();
-        self.ask_bulk(pages, |channel, pages| async move {
-            catalog_client(channel).put_manifest(futures::stream::iter(pages)).await
+        self.ask_bulk(pages, |line, pages| async move {
+            catalog_client(line).put_manifest(futures::stream::iter(pages)).await
         })
         .await?;
         Ok(v1::publish_file::Content::ManifestDigest(digest.to_wire()))
@@ -253,9 +249,8 @@ impl TrackerClient {
             operations: operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect(),
             durable: level == AckLevel::Fsync,
         };
-        let reply = self
-            .ask_bulk(request, |channel, request| async move { catalog_client(channel).mutate(request).await })
-            .await?;
+        let reply =
+            self.ask_bulk(request, |line, request| async move { catalog_client(line).mutate(request).await }).await?;
         self.saw(Revision(reply.revision));
         if reply.results.len() != count {
             return Err(self.nonsense("results"));
@@ -277,21 +272,18 @@ impl TrackerClient {
     /// What changes after a revision. The stream ends when the tracker goes; begin again then.
     pub async fn watch(&self, after: Revision) -> Result<Streaming<v1::WatchReply>, TrackerError> {
         let request = v1::WatchRequest { after_revision: after.0 };
-        self.ask(request, |channel, request| async move { catalog_client(channel).watch(request).await }).await
+        self.ask(request, |line, request| async move { catalog_client(line).watch(request).await }).await
     }
 
     /// Capacity of the swarm.
     pub async fn stat_fs(&self) -> Result<v1::StatFsReply, TrackerError> {
-        self.ask(v1::StatFsRequest {}, |channel, request| async move { catalog_client(channel).stat_fs(request).await })
-            .await
+        self.ask(v1::StatFsRequest {}, |line, request| async move { catalog_client(line).stat_fs(request).await }).await
     }
 
     /// The whole catalog as one portable file, in parts; an error ends it.
     pub async fn export(&self) -> Result<BoxStream<'static, Result<Bytes, TrackerError>>, TrackerError> {
-        let parts =
-            self.ask_bulk(v1::ExportRequest {}, |channel, request| async move {
-                catalog_client(channel).export(request).await
-            })
+        let parts = self
+            .ask_bulk(v1::ExportRequest {}, |line, request| async move { catalog_client(line).export(request).await })
             .await?;
         let client = self.clone();
         Ok(Box::pin(futures::stream::unfold(Some(parts), move |parts| {
@@ -315,8 +307,7 @@ impl TrackerClient {
     ) -> Result<v1::ImportReply, TrackerError> {
         let first = futures::stream::once(async move { v1::CatalogPart { data: Bytes::new(), replace } });
         let parts = first.chain(parts.map(|data| v1::CatalogPart { data, replace: false }));
-        let index = self.shared.preferred.load(std::sync::atomic::Ordering::Relaxed) % self.shared.channels.len();
-        let mut client = catalog_client(self.shared.channels[index].clone());
+        let mut client = catalog_client(self.line());
         let reply = client.import(parts).await.map_err(|status| self.stream_error(&status))?.into_inner();
         self.saw(Revision(reply.revision));
         Ok(reply)
@@ -359,7 +350,7 @@ impl TrackerClient {
                 reason: super::innermost(status),
                 waited: Duration::ZERO,
             },
-            false => TrackerError::Refused { fault: fault::of_status(status), message: status.message().to_owned() },
+            false => refusal(status),
         }
     }
 }

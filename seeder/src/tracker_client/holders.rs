@@ -27,9 +27,8 @@ impl TrackerClient {
                 peer_id: self.me(),
                 zone: self.shared.config.zone.clone(),
             };
-            let reply = self
-                .ask(request, |channel, request| async move { holders_client(channel).locate(request).await })
-                .await?;
+            let reply =
+                self.ask(request, |line, request| async move { holders_client(line).locate(request).await }).await?;
             let peers = self.addresses(&reply.peers)?;
             let lists = split(&reply.counts, &reply.holders, some.len()).ok_or_else(|| self.nonsense("holders"))?;
             for list in lists {
@@ -60,9 +59,8 @@ impl TrackerClient {
                 exclude_peer_ids: PeerId::pack(exclude),
                 zone: self.shared.config.zone.clone(),
             };
-            let reply = self
-                .ask(request, |channel, request| async move { holders_client(channel).place(request).await })
-                .await?;
+            let reply =
+                self.ask(request, |line, request| async move { holders_client(line).place(request).await }).await?;
             let peers = self.addresses(&reply.peers)?;
             let lists = split(&reply.counts, &reply.targets, some.len()).ok_or_else(|| self.nonsense("targets"))?;
             for list in lists {
@@ -78,15 +76,15 @@ impl TrackerClient {
     /// All registered peers.
     pub async fn peers(&self) -> Result<Vec<v1::PeerStatus>, TrackerError> {
         let reply = self
-            .ask(v1::PeersRequest {}, |channel, request| async move { holders_client(channel).peers(request).await })
+            .ask(v1::PeersRequest {}, |line, request| async move { holders_client(line).peers(request).await })
             .await?;
         Ok(reply.peers)
     }
 
     /// Health of the swarm, counted against `replicas`; 0: the swarm's own setting.
     pub async fn status(&self, replicas: u32) -> Result<v1::StatusReply, TrackerError> {
-        self.ask_bulk(v1::StatusRequest { replicas }, |channel, request| async move {
-            holders_client(channel).status(request).await
+        self.ask_bulk(v1::StatusRequest { replicas }, |line, request| async move {
+            holders_client(line).status(request).await
         })
         .await
     }
@@ -106,8 +104,7 @@ impl TrackerClient {
                 reports.push(report);
             }
             let request = v1::ReportRequest { reporter_id: self.me(), reports: std::mem::take(&mut reports) };
-            let sent =
-                self.ask(request, |channel, request| async move { holders_client(channel).report(request).await });
+            let sent = self.ask(request, |line, request| async move { holders_client(line).report(request).await });
             tokio::select! {
                 sent = sent => if let Err(error) = sent { tracing::debug!(%error, "send reports of holders") },
                 () = stop.cancelled() => return,

@@ -5,7 +5,8 @@
 //! which belongs to the announcer.
 //!
 //! Invariant: the newest revision that any answer carried is sent with every later question, so no
-//! answer is from before it, unless the catalog itself went back.
+//! answer is from before it, unless the catalog itself went back. A client that is bound to a swarm is
+//! answered by no other.
 
 mod address;
 mod catalog;
@@ -18,9 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use swarm_proto::meant::MeantFor;
 use swarm_proto::v1::catalog_client::CatalogClient;
 use swarm_proto::v1::holders_client::HoldersClient;
-use swarm_proto::{Fault, MAX_MESSAGE_BYTES, PeerId, Revision, fault};
+use swarm_proto::{Fault, MAX_MESSAGE_BYTES, PeerId, Revision, SwarmId, fault, v1};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
@@ -98,9 +101,9 @@ struct Shared {
     channels: Vec<Channel>,
     preferred: AtomicUsize,
     newest: AtomicU64,
-    /// Why nobody is asked.
-    estranged: parking_lot::RwLock<Option<Arc<str>>>,
-    replaced: AtomicBool,
+    meant: MeantFor,
+    /// Whether a replica of another swarm was met.
+    strayed: AtomicBool,
     reports: tokio::sync::mpsc::Sender<swarm_proto::v1::HolderReport>,
     reports_out: parking_lot::Mutex<Option<tokio::sync::mpsc::Receiver<swarm_proto::v1::HolderReport>>>,
 }
@@ -118,8 +121,8 @@ impl TrackerClient {
                 channels,
                 preferred: AtomicUsize::new(0),
                 newest: AtomicU64::new(0),
-                estranged: parking_lot::RwLock::default(),
-                replaced: AtomicBool::new(false),
+                meant: MeantFor::default(),
+                strayed: AtomicBool::new(false),
                 reports,
                 reports_out: parking_lot::Mutex::new(Some(reports_out)),
             }),
@@ -151,32 +154,60 @@ impl TrackerClient {
         self.shared.newest.store(revision.0, Ordering::Release);
     }
 
-    /// Refuse every question from now on, since what answers there is not the tracker that is meant.
-    pub fn estrange(&self, reason: &str) {
-        *self.shared.estranged.write() = Some(Arc::from(reason));
+    /// Be answered by the swarm that answers now, and by no other from then on; which one it is.
+    pub async fn bind(&self) -> Result<SwarmId, TrackerError> {
+        let swarm = self.swarm_of(&self.stat_fs().await?)?;
+        Ok(self.shared.meant.bind(swarm))
     }
 
-    /// It is the tracker that is meant. If it was not until now, its catalog was brought back: no revision is known of
-    /// it, and [`Self::take_replaced`] says so once.
-    pub fn reconcile(&self) {
-        let mut estranged = self.shared.estranged.write();
-        if estranged.is_some() {
-            self.went_back(Revision(0));
-            self.shared.replaced.store(true, Ordering::Release);
-            *estranged = None;
+    /// Make sure, once, that all replicas which answer now are of one swarm, and be bound to it; nothing is done for a
+    /// single one.
+    ///
+    /// Errors: they are not, in words for a person.
+    pub async fn agree(&self) -> Result<(), TrackerError> {
+        let Shared { channels, meant, config, .. } = &*self.shared;
+        if channels.len() < 2 || meant.is_bound() {
+            return Ok(());
         }
+        let ask = |channel: &Channel| {
+            let mut client = catalog_client(InterceptedService::new(channel.clone(), meant.clone()));
+            tokio::time::timeout(ATTEMPT, async move { client.stat_fs(v1::StatFsRequest {}).await })
+        };
+        let answers = futures::future::join_all(channels.iter().map(ask)).await;
+        let mut first: Option<(&String, SwarmId)> = None;
+        for (endpoint, answer) in config.address.endpoints().iter().zip(answers) {
+            let Ok(Ok(reply)) = answer else { continue };
+            let swarm = self.swarm_of(&reply.into_inner())?;
+            let (known, ours) = *first.get_or_insert((endpoint, swarm));
+            if ours != swarm {
+                let message = format!(
+                    "{known} serves swarm {ours}, {endpoint} serves swarm {swarm}: name the replicas of one tracker"
+                );
+                return Err(TrackerError::Refused { fault: Fault::OtherSwarm, message });
+            }
+        }
+        if let Some((_, swarm)) = first {
+            meant.bind(swarm);
+        }
+        Ok(())
     }
 
-    /// Whether the catalog was replaced by another since this was last asked.
-    pub fn take_replaced(&self) -> bool {
-        self.shared.replaced.swap(false, Ordering::AcqRel)
+    fn swarm_of(&self, reply: &v1::StatFsReply) -> Result<SwarmId, TrackerError> {
+        SwarmId::try_from(reply.swarm_id.as_ref()).map_err(|error| self.nonsense(error))
     }
 
-    /// Ask a small question: `attempt` puts `request` to one replica.
+    /// Whether a replica refused since this was last asked because it is of another swarm than this client is bound to.
+    /// What it serves next may be the right swarm again, from an older copy of its catalog.
+    pub fn take_strayed(&self) -> bool {
+        self.shared.strayed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Ask a small question: `attempt` puts `request` to one replica, and says itself how new an answer it takes, as the
+    /// catalog may go back between two attempts.
     async fn ask<R, T, A, F>(&self, request: R, attempt: A) -> Result<T, TrackerError>
     where
         R: Clone,
-        A: Fn(Channel, R) -> F,
+        A: Fn(Line, R) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
         self.ask_within(ATTEMPT, request, attempt).await
@@ -186,7 +217,7 @@ impl TrackerClient {
     async fn ask_bulk<R, T, A, F>(&self, request: R, attempt: A) -> Result<T, TrackerError>
     where
         R: Clone,
-        A: Fn(Channel, R) -> F,
+        A: Fn(Line, R) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
         self.ask_within(BULK_ATTEMPT, request, attempt).await
@@ -196,29 +227,34 @@ impl TrackerClient {
     async fn ask_within<R, T, A, F>(&self, limit: Duration, request: R, attempt: A) -> Result<T, TrackerError>
     where
         R: Clone,
-        A: Fn(Channel, R) -> F,
+        A: Fn(Line, R) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.agree().await?;
         let shared = &self.shared;
         let began = Instant::now();
         let mut pause = PAUSES.0;
+        let mut strangers = 0;
         loop {
-            if let Some(reason) = shared.estranged.read().clone() {
-                return Err(TrackerError::Refused { fault: Fault::Stale, message: reason.to_string() });
-            }
-            let index = shared.preferred.load(Ordering::Relaxed) % shared.channels.len();
-            let reason =
-                match tokio::time::timeout(limit, attempt(shared.channels[index].clone(), request.clone())).await {
-                    Ok(Ok(response)) => return Ok(response.into_inner()),
-                    Ok(Err(status)) if !is_absence(&status) => {
-                        return Err(TrackerError::Refused {
-                            fault: fault::of_status(&status),
-                            message: status.message().to_owned(),
-                        });
+            let reason = match tokio::time::timeout(limit, attempt(self.line(), request.clone())).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) if !is_absence(&status) => {
+                    let refused = refusal(&status);
+                    if refused.fault() != Fault::OtherSwarm {
+                        return Err(refused);
                     }
-                    Ok(Err(status)) => innermost(&status),
-                    Err(_) => format!("no answer within {limit:?}"),
-                };
+                    self.strayed(&refused);
+                    strangers += 1;
+                    if strangers == shared.channels.len() {
+                        return Err(refused);
+                    }
+                    shared.preferred.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                Ok(Err(status)) => innermost(&status),
+                Err(_) => format!("no answer within {limit:?}"),
+            };
+            strangers = 0;
             shared.preferred.fetch_add(1, Ordering::Relaxed);
             let waited = began.elapsed();
             if waited + pause >= shared.config.patience {
@@ -226,6 +262,25 @@ impl TrackerClient {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// The way to the replica that is asked first.
+    fn line(&self) -> Line {
+        let Shared { channels, preferred, meant, .. } = &*self.shared;
+        let channel = channels[preferred.load(Ordering::Relaxed) % channels.len()].clone();
+        InterceptedService::new(channel, meant.clone())
+    }
+
+    /// A replica is of another swarm: say so once.
+    fn strayed(&self, refused: &TrackerError) {
+        if !self.shared.strayed.swap(true, Ordering::AcqRel) {
+            let tracker = self.address();
+            tracing::error!(
+                %tracker,
+                reason = %refused,
+                "another swarm's tracker answers: bring its catalog back (`swarmfs catalog import`), or mount anew"
+            );
         }
     }
 
@@ -247,16 +302,19 @@ fn channel(endpoint: &str) -> Result<Channel, AddressError> {
     Ok(endpoint.connect_lazy())
 }
 
-fn catalog_client(channel: Channel) -> CatalogClient<Channel> {
-    CatalogClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+/// The way to one replica.
+type Line = InterceptedService<Channel, MeantFor>;
+
+fn catalog_client(line: Line) -> CatalogClient<Line> {
+    CatalogClient::new(line).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-fn holders_client(channel: Channel) -> HoldersClient<Channel> {
-    HoldersClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+fn holders_client(line: Line) -> HoldersClient<Line> {
+    HoldersClient::new(line).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn refusal(status: &Status) -> TrackerError {
+    TrackerError::Refused { fault: fault::of_status(status), message: status.message().to_owned() }
 }
 
 /// Whether a status means that nobody answered, rather than that somebody refused.
@@ -285,29 +343,6 @@ pub(crate) fn innermost(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn an_estranged_client_refuses_at_once_and_says_why() {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let config =
-            TrackerClientConfig { address, me: None, zone: String::new(), patience: Duration::from_millis(50) };
-        let client = TrackerClient::new(config).unwrap();
-        assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
-        client.saw(Revision(9));
-        client.estrange("another swarm");
-        client.estrange("another swarm still");
-        let refused = client.stat_fs().await.unwrap_err();
-        assert!(refused.fault() == Fault::Stale && refused.to_string() == "another swarm still", "{refused}");
-        client.reconcile();
-        assert_eq!(
-            (client.newest_revision(), client.take_replaced(), client.take_replaced()),
-            (Revision(0), true, false)
-        );
-        client.saw(Revision(3));
-        client.reconcile();
-        assert_eq!((client.newest_revision(), client.take_replaced()), (Revision(3), false));
-        assert!(matches!(client.stat_fs().await, Err(TrackerError::Unreachable { .. })));
-    }
 
     #[tokio::test]
     async fn revisions_only_rise_until_the_catalog_went_back() {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use swarm_proto::{Fault, InodeNumber, ManifestDigest, PeerId, Revision};
+use swarm_proto::{Fault, InodeNumber, ManifestDigest, PeerId, Revision, SwarmId};
 
 use super::format::{Header, Item, ItemReader};
 use crate::catalog::manifests::{KeepGuard, Leftover, Upload};
@@ -41,6 +41,10 @@ pub struct Imported {
     pub manifests: u64,
     /// From this revision on it is there.
     pub revision: Revision,
+    /// The swarm that this is now.
+    pub swarm: SwarmId,
+    /// The swarm that was exported.
+    pub of_file: SwarmId,
 }
 
 /// Whether an import may take the place of names that are there.
@@ -80,7 +84,9 @@ fn store(error: StoreError) -> Refusal {
 impl Catalog {
     /// Begin an import; one runs at a time.
     pub async fn import(self: &Arc<Self>, replace: Replace) -> Result<Import, Refusal> {
-        let alone = self.importing().map_err(|_| Refusal::new(Fault::Unavailable, "another import runs"))?;
+        let alone = self
+            .importing()
+            .map_err(|_| Refusal::new(Fault::Stale, "another import runs: try again when it is done"))?;
         if replace == Replace::Empty {
             self.check_empty()?;
         }
@@ -242,9 +248,18 @@ impl Import {
         let mut swarm = Swarm { id: old.id, tree: self.tree };
         let was_empty = self.catalog.view().image.counts().inodes <= 1;
         let registered = self.catalog.seeders().await.map_err(store)?;
-        let ours = |id: &PeerId| self.seeders.iter().any(|(known, _)| known == id);
-        if was_empty && registered.iter().all(|(id, _)| ours(id)) {
-            // A catalog that nobody else has used yet becomes the one that was lost: its seeders know it again.
+        let strangers = registered.iter().filter(|(id, _)| !self.seeders.iter().any(|(known, _)| known == id)).count();
+        if header.swarm != old.id && strangers > 0 && replace == Replace::Empty {
+            let message = format!(
+                "the file is of swarm {}, and this is swarm {}, which {strangers} other seeders have joined: the seeders \
+                 of the file's would not be let in. To bring that swarm back, import it into an empty tracker (one \
+                 with a new --data folder) before any seeder joins it",
+                header.swarm, old.id
+            );
+            return Err(Refusal::new(Fault::OtherSwarm, message));
+        }
+        if strangers == 0 && (was_empty || header.swarm != old.id) {
+            // No seeder would lose its swarm: it becomes the one that was lost, whose seeders know it again.
             swarm.id = header.swarm;
             let valid = (1..=16).contains(&header.settings.replicas)
                 && (1..=header.settings.replicas).contains(&header.settings.min_replicas);
@@ -258,7 +273,7 @@ impl Import {
         let conditions = vec![Condition::UnchangedSince(Key::Swarm.encode(), seen)];
         let commit = Commit { conditions, writes };
         let Outcome::Committed(revision) = self.catalog.store().commit(commit).await.map_err(store)? else {
-            return Err(Refusal::new(Fault::Unavailable, "the catalog was replaced meanwhile: try again"));
+            return Err(Refusal::new(Fault::Stale, "the catalog was replaced meanwhile: try again"));
         };
         self.catalog.state().reached_within(revision, RELOAD).await;
         if let Some(end) = self.catalog.leases().end_of_all(Instant::now()) {
@@ -267,7 +282,14 @@ impl Import {
         let counts = self.image.counts();
         // Now the old tree goes; after a kill the next start finds its mark.
         self.tree = old.tree;
-        Ok(Imported { files: counts.files, directories: counts.directories, manifests: totals.manifests, revision })
+        Ok(Imported {
+            files: counts.files,
+            directories: counts.directories,
+            manifests: totals.manifests,
+            revision,
+            swarm: swarm.id,
+            of_file: header.swarm,
+        })
     }
 
     /// Every file's manifest came along, and says the file's size.

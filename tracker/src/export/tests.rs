@@ -1,7 +1,7 @@
 //! A catalog that goes out as a file and comes in again, whole, cut or damaged.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -106,19 +106,33 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
 }
 
 #[tokio::test]
+async fn numbers_of_an_import_are_of_no_earlier_second() {
+    let file = export(&filled().await).await.unwrap();
+    let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let earliest = seconds() << 20;
+    let new = Running::in_memory().await;
+    import(&new, &file, 1_000, Replace::Empty).await.unwrap();
+    let made = new.make(ROOT, "after it").await;
+    let image = new.catalog.view().image.clone();
+    let numbers = image.nodes().map(|(inode, _)| inode).filter(|inode| *inode != ROOT);
+    for number in numbers.chain([made]) {
+        assert!((earliest..=(seconds() + 1) << 20).contains(&number.0), "{number}");
+    }
+}
+
+#[tokio::test]
 async fn a_catalog_with_names_is_replaced_only_if_that_is_said() {
     let old = filled().await;
     let file = export(&old).await.unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let new = Running::on(store.clone()).await;
     let mine = new.make(ROOT, "mine").await;
-    let swarm = new.catalog.swarm_id();
     assert_eq!(import(&new, &file, 9_999, Replace::Empty).await.unwrap_err().fault, Fault::NotEmpty);
     assert!(new.catalog.view().image.node(mine).is_some());
     import(&new, &file, 9_999, Replace::Anything).await.unwrap();
     assert_eq!(paths(&new.catalog.view().image), paths(&old.catalog.view().image));
     assert!(new.catalog.view().image.node(mine).is_none(), "its number is not used again");
-    assert_eq!(new.catalog.swarm_id(), swarm, "a swarm in use stays itself");
+    assert_eq!(new.catalog.swarm_id(), old.catalog.swarm_id(), "no seeder has joined the swarm that is given up");
     import(&new, &file, 77, Replace::Anything).await.unwrap();
     assert_eq!(paths(&new.catalog.view().image), paths(&old.catalog.view().image));
     let image = new.catalog.view().image.clone();
@@ -148,7 +162,11 @@ async fn an_empty_catalog_with_a_seeder_of_its_own_stays_the_swarm_that_it_is() 
         last_seen_ns: 0,
     };
     new.catalog.put_seeder(PeerId::random(), seeder).await.unwrap();
-    import(&new, &file, 60_000, Replace::Empty).await.unwrap();
+    let refused = import(&new, &file, 60_000, Replace::Empty).await.unwrap_err();
+    assert_eq!(refused.fault, Fault::OtherSwarm, "{refused}");
+    assert_eq!(new.catalog.counts().inodes, 1);
+    let imported = import(&new, &file, 60_000, Replace::Anything).await.unwrap();
+    assert_eq!((imported.swarm, imported.of_file), (swarm, old.catalog.swarm_id()));
     assert_eq!(new.catalog.swarm_id(), swarm);
     assert_eq!(new.catalog.seeders().await.unwrap().len(), 1);
 }
@@ -272,7 +290,7 @@ async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() 
     let mut given_up = new.catalog.import(Replace::Empty).await.unwrap();
     given_up.push(&file[..file.len() / 2]).await.unwrap();
     let busy = new.catalog.import(Replace::Empty).await.err().unwrap();
-    assert_eq!(busy.fault, Fault::Unavailable, "one at a time");
+    assert_eq!(busy.fault, Fault::Stale, "one at a time");
     drop(given_up);
     import(&new, &file, 10_000, Replace::Empty).await.unwrap();
     let stored = rebuilt(&new.catalog).await;

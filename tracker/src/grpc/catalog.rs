@@ -147,6 +147,7 @@ impl catalog_server::Catalog for CatalogService {
             capacity_bytes: capacity.capacity_bytes,
             free_bytes: capacity.free_bytes,
             inodes: self.catalog.counts().inodes,
+            swarm_id: self.catalog.swarm_id().to_wire(),
         }))
     }
 

@@ -129,7 +129,7 @@ impl Registry {
         }
         if table.by_id.len() >= MOST_PEERS {
             // Invented mounts that came and went must not keep real peers out.
-            table.forget_mounts(|inner| inner.liveness.state(now, self.grace) == State::Dead);
+            table.forget(|inner| inner.liveness.state(now, self.grace) == State::Dead);
         }
         if table.by_id.len() >= MOST_PEERS {
             return Err(Refusal::TooMany);
@@ -156,9 +156,10 @@ impl Registry {
         self.table.read().slots.iter().flatten().cloned().collect()
     }
 
-    /// What is known of everybody.
+    /// What is known of everybody that has told what it holds: others may only be looking whether this is their swarm.
     pub fn snapshots(&self, now: Instant) -> Vec<Snapshot> {
-        self.all().iter().map(|peer| self.snapshot(peer, now)).collect()
+        let joined = |peer: &&Arc<Peer>| peer.inner.lock().joined;
+        self.all().iter().filter(joined).map(|peer| self.snapshot(peer, now)).collect()
     }
 
     /// What is known of `peer`.
@@ -186,10 +187,11 @@ impl Registry {
         peer.inner.lock().liveness.state(now, self.grace)
     }
 
-    /// Forget mounts that have been dead for long and hold nothing; their slots are used again.
+    /// Forget mounts that have been dead for long and hold nothing, and whoever left without telling what it holds; their
+    /// slots are used again.
     pub(crate) fn forget_old(&self, now: Instant) {
         let long = self.dead_after.max(self.grace);
-        self.table.write().forget_mounts(|inner| inner.liveness.age(now) >= long);
+        self.table.write().forget(|inner| inner.liveness.age(now) >= long);
     }
 
     /// Seeders whose record changed since the last call, as the catalog shall remember them: not those that only
@@ -224,13 +226,12 @@ impl Registry {
 }
 
 impl Table {
-    /// Forget mounts without a stream and without holdings that are `old`.
-    fn forget_mounts(&mut self, old: impl Fn(&Inner) -> bool) {
+    /// Forget, of those without a stream and without holdings, who never joined, and mounts that are `old`.
+    fn forget(&mut self, old: impl Fn(&Inner) -> bool) {
         let forgettable = |peer: &&Arc<Peer>| {
             let inner = peer.inner.lock();
-            inner.facts.kind != PeerKind::Seeder
-                && inner.stream.is_none()
-                && old(&inner)
+            inner.stream.is_none()
+                && (!inner.joined || (inner.facts.kind != PeerKind::Seeder && old(&inner)))
                 && peer.holdings.try_lock().is_some_and(|held| !*held)
         };
         let old: Vec<_> = self.by_id.values().filter(forgettable).map(|peer| (peer.id, peer.slot)).collect();

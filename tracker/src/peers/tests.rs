@@ -25,9 +25,14 @@ fn facts(number: u64, kind: PeerKind) -> Facts {
     }
 }
 
-fn open(registry: &Registry, number: u64, kind: PeerKind, process: u8, now: Instant) -> Result<Opened, Refusal> {
+fn hello(registry: &Registry, number: u64, kind: PeerKind, process: u8, now: Instant) -> Result<Opened, Refusal> {
     let (orders, _) = mpsc::channel(1);
     registry.open(facts(number, kind), ProcessId::new([process; 16]), orders, now)
+}
+
+/// A peer that said hello, and told what it holds.
+fn open(registry: &Registry, number: u64, kind: PeerKind, process: u8, now: Instant) -> Result<Opened, Refusal> {
+    hello(registry, number, kind, process, now).inspect(Opened::join)
 }
 
 #[test]
@@ -106,14 +111,14 @@ fn a_seeder_of_an_earlier_process_is_stale_until_it_says_hello() {
 #[test]
 fn a_seeder_that_only_looks_which_swarm_this_is_is_not_remembered() {
     let (registry, now) = (Registry::new(GRACE, DEAD_AFTER), Instant::now());
-    let opened = open(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
-    assert!(registry.unsaved().is_empty());
+    let opened = hello(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
+    assert!(registry.unsaved().is_empty() && registry.snapshots(now).is_empty());
     opened.close(Liveness::Broken { at: now });
-    assert!(registry.unsaved().is_empty());
-    let opened = open(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
-    opened.join();
-    assert_eq!(registry.unsaved().len(), 1);
-    let mount = open(&registry, 2, PeerKind::Mount, 1, now).unwrap();
-    mount.join();
+    assert!(registry.unsaved().is_empty() && registry.snapshots(now).is_empty());
+    registry.forget_old(now);
+    assert!(registry.find(&opened.peer.id()).is_none());
+    open(&registry, 1, PeerKind::Seeder, 1, now).unwrap();
+    assert_eq!((registry.unsaved().len(), registry.snapshots(now).len()), (1, 1));
+    open(&registry, 2, PeerKind::Mount, 1, now).unwrap();
     assert!(registry.unsaved().is_empty());
 }

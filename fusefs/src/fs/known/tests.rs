@@ -211,3 +211,16 @@ fn what_is_learned_anew_is_untold_until_the_kernel_was_told() {
     assert!(known.take_untold(InodeNumber(2)));
     assert!(!known.take_untold(InodeNumber(2)));
 }
+
+#[test]
+fn of_a_catalog_that_went_back_answers_are_believed_again() {
+    let (mut known, now) = live();
+    known.changed(Revision(100), &change(2, ""));
+    known.lost();
+    known.begin();
+    let ticket = known.ticket(Revision(3));
+    assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(Duration::ZERO), "from before the change");
+    known.replaced();
+    let ticket = known.ticket(Revision(3));
+    assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(HOUR));
+}

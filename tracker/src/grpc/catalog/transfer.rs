@@ -37,8 +37,15 @@ pub(super) async fn import(
     let replace = if first.replace { Replace::Anything } else { Replace::Empty };
     let mut import = catalog.import(replace).await.map_err(status_of)?;
     let done = receive(&mut import, first, &mut parts, replace).await;
-    let Imported { files, directories, manifests, revision } = done?;
-    Ok(v1::ImportReply { files, directories, manifests, revision: revision.0 })
+    let Imported { files, directories, manifests, revision, swarm, of_file } = done?;
+    Ok(v1::ImportReply {
+        files,
+        directories,
+        manifests,
+        revision: revision.0,
+        swarm_id: swarm.to_wire(),
+        file_swarm_id: of_file.to_wire(),
+    })
 }
 
 async fn receive(
