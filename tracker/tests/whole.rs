@@ -91,7 +91,11 @@ async fn status_counts_each_segment_once_and_mounts_never() {
     let tracker = Tracker::start(config()).await.unwrap();
     let mut peers = Vec::new();
     for number in 1..=4 {
-        peers.push(FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await.0);
+        let (peer, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await;
+        peer.inventory(&[], true).await;
+        let client = holders(&tracker).await;
+        until(|| state(&client, peer.id), |state| *state == Some(PeerState::Live)).await;
+        peers.push(peer);
     }
     let (mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
     let channel = channel(&tracker).await;
@@ -239,7 +243,8 @@ async fn a_peer_whose_machine_vanishes_is_noticed_by_keepalive() {
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let (peer, _) = FakePeer::join_over(channel, hello(PeerKind::Seeder, 1)).await;
     let client = holders(&tracker).await;
-    assert_eq!(state(&client, peer.id).await, Some(PeerState::Live));
+    peer.inventory(&[], true).await;
+    until(|| state(&client, peer.id), |state| *state == Some(PeerState::Live)).await;
     pulled.cancel();
     until(|| state(&client, peer.id), |state| *state == Some(PeerState::Dead)).await;
 }
