@@ -77,12 +77,10 @@ fn a_segment_file(folder: &Path) -> PathBuf {
 fn what_no_holder_has_right_is_said_to_be_corrupt() {
     let swarm = Swarm::start(1);
     let source = swarm.scratch("file");
-    write_random(&source, 2 * MIB, 2);
+    write_random(&source, 4 * MIB, 2);
     swarm.put(&source, "/file", 1);
-    let folder = swarm.seeder_data(0);
-    let of_segment = |name: &PathBuf| folder.join(name).metadata().is_ok_and(|meta| meta.len() == 2 * MIB);
-    let name = list(&folder).into_iter().find(of_segment).expect("a segment file");
-    let file = std::fs::File::options().write(true).read(true).open(folder.join(name)).unwrap();
+    let rotten = a_segment_file(&swarm.seeder_data(0));
+    let file = std::fs::File::options().write(true).read(true).open(rotten).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, 1_000_000).unwrap();
     file.write_all_at(&[!byte[0]], 1_000_000).unwrap();
