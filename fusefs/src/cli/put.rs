@@ -233,7 +233,8 @@ impl Put {
                 fewest if fewest < u64::from(wanted) => format!(
                     "; {} instead of {wanted}, with {} up",
                     counted(fewest, "replica"),
-                    counted(u64::from(seeders), "seeder")
+                    // Counted before it began; some may have come since.
+                    counted(u64::from(seeders).max(fewest), "seeder")
                 ),
                 _ => format!("; {}", counted(u64::from(wanted), "replica")),
             };
