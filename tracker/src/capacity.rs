@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use swarm_proto::PeerId;
 use swarm_proto::v1::PeerKind;
 
 use crate::catalog::{Capacity, CapacitySource, Catalog};
@@ -29,5 +30,10 @@ impl CapacitySource for SwarmCapacity {
             capacity_bytes: storable(seeders().map(Snapshot::capacity_bytes), replicas),
             free_bytes: storable(free, replicas),
         }
+    }
+
+    fn joined(&self) -> Vec<PeerId> {
+        let all = self.soft.registry.snapshots(Instant::now());
+        all.iter().filter(|known| known.facts.kind == PeerKind::Seeder).map(|known| known.facts.id).collect()
     }
 }

@@ -289,12 +289,12 @@ impl Tracker {
     }
 }
 
-/// In its folder, or in memory.
 /// Refuses what is meant for another swarm.
 fn ours_only(catalog: Arc<Catalog>) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync {
     move |request| meant::check(catalog.swarm_id(), &request).map(|()| request)
 }
 
+/// In its folder, or in memory.
 async fn open_catalog(
     config: &TrackerConfig,
     acks: Arc<Soft>,

@@ -77,9 +77,10 @@ async fn a_broken_stream_is_stale_then_dead_and_its_holdings_go() {
 async fn a_peer_that_leaves_is_dead_at_once() {
     let tracker = Tracker::start(config()).await.unwrap();
     let client = holders(&tracker).await;
-    let (peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 1)).await;
+    let (mut peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 1)).await;
     peer.inventory(&segments(0..10), true).await;
-    until(|| holders_of(&client, 9), |count| *count == 1).await;
+    peer.taken().await;
+    assert_eq!(holders_of(&client, 9).await, 1);
     peer.send(Message::Leaving(Leaving {})).await;
     let id = peer.id;
     let ask = || state(&client, id);
@@ -99,12 +100,13 @@ async fn two_processes_with_one_peer_id_are_a_copied_store() {
 
     // The same process, though, connects again and takes over.
     let again = v1::Hello { process_id: first.process.to_wire(), ..hello(PeerKind::Seeder, 1) };
-    let (third, _) = FakePeer::join(&tracker, again).await;
+    let (mut third, _) = FakePeer::join(&tracker, again).await;
     assert_eq!(first.end().await.code(), Code::Aborted);
     let client = holders(&tracker).await;
     assert_eq!(state(&client, third.id).await, None, "it has not told what it holds");
     third.inventory(&[], true).await;
-    until(|| state(&client, third.id), |state| *state == Some(PeerState::Live)).await;
+    third.taken().await;
+    assert_eq!(state(&client, third.id).await, Some(PeerState::Live));
 }
 
 #[tokio::test]

@@ -175,7 +175,8 @@ async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_com
     let mut asked = Box::pin(client.place(place));
     let early = tokio::time::timeout(Duration::from_millis(100), &mut asked).await;
     assert!(early.is_err(), "it does not wait: {early:?}");
-    let _peer = FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await;
+    let (peer, _) = FakePeer::join(&second, hello(PeerKind::Seeder, 1)).await;
+    peer.inventory(&[], true).await;
     let placed = asked.await.unwrap().into_inner().counts;
     // It waits for a second; on a machine that was busy for so long this shows nothing.
     assert!(placed == [1] || began.elapsed() >= Duration::from_secs(1), "{placed:?}");

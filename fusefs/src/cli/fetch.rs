@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use swarm_proto::manifest::{Part, PartSource};
-use swarm_proto::v1::{Node, PeerInfo, PeerKind};
+use swarm_proto::v1::{Node, PeerInfo, PeerKind, PeerState};
 use swarm_proto::{ByteRange, CHUNK_BYTES, ChunkRange, Manifest, ManifestDigest, PeerId, SegmentId};
 use swarm_seeder::swarm::{FetchError, Fetched, Holder, Locator, Offence, Swarm, SwarmConfig, Urgency, Want};
 use swarm_seeder::tracker_client::{TrackerClient, TrackerError};
@@ -26,6 +26,8 @@ use super::name::escape;
 const ROOM_UNIT_BYTES: u64 = 1024;
 /// Longest piece that is fetched at once: within it the fetcher spreads over peers.
 const PIECE_BYTES: u64 = 4 << 20;
+/// How long to find out why a piece did not come.
+const JUDGING: Duration = Duration::from_secs(2);
 
 /// Fetches verified bytes from the peers of a swarm.
 pub(crate) struct Fetcher {
@@ -145,7 +147,7 @@ impl Fetcher {
 
     /// Fetch one piece.
     ///
-    /// Errors: within the timeout; the exit code says whether nobody answered or what came was corrupt.
+    /// Errors: at most two seconds after the timeout; the exit code says whether nobody answered or what came was corrupt.
     pub(crate) async fn fetch(&self, path: &[u8], part: Part) -> Outcome<Piece> {
         let PartSource::Segment { segment, in_segment, chunks } = part.source else {
             return Ok(Piece { in_file: part.in_file, bytes: Vec::new(), _room: None });
@@ -161,26 +163,35 @@ impl Fetcher {
         }
     }
 
-    /// Whether seeders hold the segment, and none of them whole: chunks that did not verify were dropped there.
+    /// Whether seeders hold the segment, and none of them whole: chunks that did not verify were dropped there. Not while
+    /// another seeder is away, which may have it.
     async fn is_damaged(&self, id: SegmentId) -> Result<bool, TrackerError> {
         let holders = self.tracker.locate(&[id]).await?.into_iter().next().unwrap_or_default();
         if holders.is_empty() || holders.iter().any(|holder| !holder.partial) {
             return Ok(false);
         }
+        let peers = self.tracker.peers().await?;
         // Mounts hold parts of what they read; a seeder is sent whole segments.
-        let is_seeder = |peer: &PeerInfo| {
-            peer.kind() == PeerKind::Seeder
-                && holders.iter().any(|holder| holder.peer.id.as_bytes() == &peer.peer_id[..])
+        let seeders = || {
+            let infos = peers.iter().filter_map(|peer| peer.info.as_ref());
+            infos.filter(|peer| peer.kind() == PeerKind::Seeder)
         };
-        Ok(self.tracker.peers().await?.iter().filter_map(|peer| peer.info.as_ref()).any(is_seeder))
+        let holds = |peer: &PeerInfo| holders.iter().any(|holder| holder.peer.id.as_bytes() == &peer.peer_id[..]);
+        let is_up = |peer: &PeerInfo| matches!(peer.state(), PeerState::Live | PeerState::Draining);
+        Ok(seeders().all(is_up) && seeders().any(holds))
     }
 
     async fn failure(&self, path: &[u8], id: SegmentId, error: &FetchError) -> Failure {
         let came_wrong = self.corrupt.segments.lock().contains(&id);
-        let corrupt = came_wrong || self.is_damaged(id).await.unwrap_or(false);
+        let is_damaged = async || {
+            let asked = tokio::time::timeout(JUDGING, self.is_damaged(id)).await;
+            asked.is_ok_and(|answer| answer.unwrap_or(false))
+        };
         let exit = match error {
             FetchError::Stopping => Exit::Interrupted,
-            FetchError::AllFailed { .. } | FetchError::NoHolder { .. } if corrupt => Exit::Corrupt,
+            FetchError::AllFailed { .. } | FetchError::NoHolder { .. } if came_wrong || is_damaged().await => {
+                Exit::Corrupt
+            }
             FetchError::AllFailed { .. } | FetchError::NoHolder { .. } => Exit::Unreachable,
         };
         let failure = Failure::new(exit, format!("{}: {error}", escape(path)));

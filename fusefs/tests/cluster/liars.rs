@@ -92,7 +92,7 @@ fn what_no_holder_has_right_is_said_to_be_corrupt() {
         assert_eq!(got.status.code(), Some(65), "{said}");
         assert!(!to.exists() && said.contains("/file") && said.contains("verify"), "{said}");
     }
-    assert_eq!(swarm.status()["segments"]["corrupt"], 1);
+    eventually("it is counted", Duration::from_secs(20), || swarm.status()["segments"]["corrupt"] == 1);
 }
 
 #[test]

@@ -123,6 +123,8 @@ struct Live {
     changes: broadcast::Receiver<SegmentId>,
     pending: Pending,
     told_used_bytes: u64,
+    /// This peer's, as the tracker hands it out.
+    address: String,
 }
 
 impl<S: ChunkStore> Link<'_, S> {
@@ -170,14 +172,9 @@ impl<S: ChunkStore> Link<'_, S> {
         self.is_ours = true;
         // Subscribed before the inventory is taken: what changes meanwhile is told again.
         let changes = shared.store.changes();
-        let mut live = Live { out, orders, changes, pending: Pending::default(), told_used_bytes: 0 };
+        let address = welcome.address;
+        let mut live = Live { out, orders, changes, pending: Pending::default(), told_used_bytes: 0, address };
         self.tell_everything(&mut live).await?;
-        self.told = true;
-        shared.state.send_modify(|state| {
-            state.told += 1;
-            state.address = Some(welcome.address.clone());
-        });
-        tracing::info!(tracker = self.endpoint, address = welcome.address, "announced");
         let load_every = Duration::from_millis(welcome.load_every_ms).clamp(LOAD_EVERY.0, LOAD_EVERY.1);
         Ok((live, load_every))
     }
@@ -191,7 +188,7 @@ impl<S: ChunkStore> Link<'_, S> {
     }
 
     /// Tell changes and load, and take orders, until the peer leaves.
-    async fn follow(&self, live: &mut Live, load_every: Duration) -> Result<(), Ended> {
+    async fn follow(&mut self, live: &mut Live, load_every: Duration) -> Result<(), Ended> {
         let mut load_ticks = tokio::time::interval(load_every);
         let mut changes_end = false;
         loop {
@@ -219,10 +216,20 @@ impl<S: ChunkStore> Link<'_, S> {
         }
     }
 
-    async fn obey(&self, live: &mut Live, order: Option<Order>) -> Result<(), Ended> {
+    async fn obey(&mut self, live: &mut Live, order: Option<Order>) -> Result<(), Ended> {
         match order {
             Some(Order::Welcome(welcome)) => self.check(&welcome).await,
             Some(Order::Refresh(v1::Refresh {})) => self.tell_everything(live).await,
+            Some(Order::InventoryTaken(v1::InventoryTaken {})) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    self.shared.state.send_modify(|state| {
+                        state.told += 1;
+                        state.address = Some(live.address.clone());
+                    });
+                    tracing::info!(tracker = self.endpoint, address = live.address, "announced");
+                }
+                Ok(())
+            }
             Some(Order::Verify(verify)) => {
                 match convert::segment_id("verify.segment_id", &verify.segment_id) {
                     Ok(_) if !self.shared.accepts(verify.epoch) => {

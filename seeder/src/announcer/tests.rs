@@ -129,7 +129,6 @@ impl Holders for Ear {
         let (belief, stop, mut messages) = (Arc::clone(&self.belief), self.stop.clone(), request.into_inner());
         belief.lock().orders = Some(orders.clone());
         self.tasks.spawn(async move {
-            let _open = orders;
             let mut fresh = BTreeMap::new();
             while let Some(Ok(Some(message))) = stop.run_until_cancelled(messages.message()).await {
                 let mut belief = belief.lock();
@@ -142,6 +141,8 @@ impl Holders for Ear {
                         if part.last {
                             belief.held = std::mem::take(&mut fresh);
                             belief.inventories += 1;
+                            let taken = Order::InventoryTaken(v1::InventoryTaken {});
+                            orders.try_send(Ok(v1::TrackerOrder { order: Some(taken) })).unwrap();
                         }
                     }
                     Message::Delta(delta) => {

@@ -246,6 +246,9 @@ async fn start_peer(
 /// The store remembers the first swarm it served and belongs to no other.
 fn binding(store: &Arc<SledStore>, config: &SeederConfig, client: &TrackerClient) -> Binding {
     let (store, data, client) = (Arc::clone(store), config.data.display().to_string(), client.clone());
+    if let Some(bound) = store.swarm_id() {
+        client.bind_to(bound);
+    }
     Arc::new(move |swarm: SwarmId| {
         let (store, data, client) = (Arc::clone(&store), data.clone(), client.clone());
         Box::pin(async move {
@@ -258,7 +261,7 @@ fn binding(store: &Arc<SledStore>, config: &SeederConfig, client: &TrackerClient
                      --data folder of its own there",
                     client.address()
                 )),
-                None if client.agree().await.is_err() => {
+                None if client.agree().await.is_err() || client.bind_to(swarm) != swarm => {
                     Err(format!("the addresses in {} are not replicas of one tracker", client.address()))
                 }
                 None => store.bind_swarm(swarm).await.map_err(|error| format!("join the swarm: {error}")),

@@ -133,7 +133,7 @@ impl Engine {
             Some(trouble) => {
                 FetchError::AllFailed { segment, holders: trouble.peers.len(), last: trouble.last.clone() }
             }
-            None if self.locations.holders(&segment.id).iter().all(|holder| holder.has_of(chunks) == 0) => {
+            None if self.locations.holders(&segment.id).iter().all(|holder| holder.lacks(chunks)) => {
                 FetchError::NoHolder { segment, chunks }
             }
             None => {

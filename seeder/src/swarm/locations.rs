@@ -78,6 +78,11 @@ impl HolderOf {
         }
     }
 
+    /// Whether it is known to lack the beginning of `run`.
+    pub(super) fn lacks(&self, run: ChunkRange) -> bool {
+        !matches!(self.has, Has::Some) && self.has_of(run) == 0
+    }
+
     /// Whether it has all of the segment.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.has, Has::Whole | Has::Chunks(Presence::Whole, _))

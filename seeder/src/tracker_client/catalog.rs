@@ -1,6 +1,7 @@
 //! The durable half: names and manifests.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -307,7 +308,8 @@ impl TrackerClient {
     ) -> Result<v1::ImportReply, TrackerError> {
         let first = futures::stream::once(async move { v1::CatalogPart { data: Bytes::new(), replace } });
         let parts = first.chain(parts.map(|data| v1::CatalogPart { data, replace: false }));
-        let mut client = catalog_client(self.line());
+        self.agree().await?;
+        let mut client = catalog_client(self.line(self.shared.preferred.load(Ordering::Relaxed)));
         let reply = client.import(parts).await.map_err(|status| self.stream_error(&status))?.into_inner();
         self.saw(Revision(reply.revision));
         Ok(reply)

@@ -102,8 +102,9 @@ struct Shared {
     preferred: AtomicUsize,
     newest: AtomicU64,
     meant: MeantFor,
-    /// Whether a replica of another swarm was met.
+    /// Whether a replica of another swarm was met, and whether that was said.
     strayed: AtomicBool,
+    told_strayed: AtomicBool,
     reports: tokio::sync::mpsc::Sender<swarm_proto::v1::HolderReport>,
     reports_out: parking_lot::Mutex<Option<tokio::sync::mpsc::Receiver<swarm_proto::v1::HolderReport>>>,
 }
@@ -123,6 +124,7 @@ impl TrackerClient {
                 newest: AtomicU64::new(0),
                 meant: MeantFor::default(),
                 strayed: AtomicBool::new(false),
+                told_strayed: AtomicBool::new(false),
                 reports,
                 reports_out: parking_lot::Mutex::new(Some(reports_out)),
             }),
@@ -158,6 +160,11 @@ impl TrackerClient {
     pub async fn bind(&self) -> Result<SwarmId, TrackerError> {
         let swarm = self.swarm_of(&self.stat_fs().await?)?;
         Ok(self.shared.meant.bind(swarm))
+    }
+
+    /// Be answered by `swarm` only, unless this client is bound to another already; to which it is bound.
+    pub fn bind_to(&self, swarm: SwarmId) -> SwarmId {
+        self.shared.meant.bind(swarm)
     }
 
     /// Make sure, once, that all replicas which answer now are of one swarm, and be bound to it; nothing is done for a
@@ -235,9 +242,13 @@ impl TrackerClient {
         let began = Instant::now();
         let mut pause = PAUSES.0;
         let mut strangers = 0;
+        let mut index = shared.preferred.load(Ordering::Relaxed);
         loop {
-            let reason = match tokio::time::timeout(limit, attempt(self.line(), request.clone())).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
+            let reason = match tokio::time::timeout(limit, attempt(self.line(index), request.clone())).await {
+                Ok(Ok(response)) => {
+                    shared.told_strayed.store(false, Ordering::Relaxed);
+                    return Ok(response.into_inner());
+                }
                 Ok(Err(status)) if !is_absence(&status) => {
                     let refused = refusal(&status);
                     if refused.fault() != Fault::OtherSwarm {
@@ -248,14 +259,14 @@ impl TrackerClient {
                     if strangers == shared.channels.len() {
                         return Err(refused);
                     }
-                    shared.preferred.fetch_add(1, Ordering::Relaxed);
+                    index = self.turn_from(index);
                     continue;
                 }
                 Ok(Err(status)) => innermost(&status),
                 Err(_) => format!("no answer within {limit:?}"),
             };
             strangers = 0;
-            shared.preferred.fetch_add(1, Ordering::Relaxed);
+            index = self.turn_from(index);
             let waited = began.elapsed();
             if waited + pause >= shared.config.patience {
                 return Err(TrackerError::Unreachable { address: shared.config.address.to_string(), reason, waited });
@@ -265,16 +276,23 @@ impl TrackerClient {
         }
     }
 
-    /// The way to the replica that is asked first.
-    fn line(&self) -> Line {
-        let Shared { channels, preferred, meant, .. } = &*self.shared;
-        let channel = channels[preferred.load(Ordering::Relaxed) % channels.len()].clone();
-        InterceptedService::new(channel, meant.clone())
+    /// The way to a replica.
+    fn line(&self, index: usize) -> Line {
+        let Shared { channels, meant, .. } = &*self.shared;
+        InterceptedService::new(channels[index % channels.len()].clone(), meant.clone())
     }
 
-    /// A replica is of another swarm: say so once.
+    /// The next replica, which is asked first from now on.
+    fn turn_from(&self, index: usize) -> usize {
+        let next = (index + 1) % self.shared.channels.len();
+        self.shared.preferred.store(next, Ordering::Relaxed);
+        next
+    }
+
+    /// A replica is of another swarm: say so, once until somebody answers.
     fn strayed(&self, refused: &TrackerError) {
-        if !self.shared.strayed.swap(true, Ordering::AcqRel) {
+        self.shared.strayed.store(true, Ordering::Release);
+        if !self.shared.told_strayed.swap(true, Ordering::Relaxed) {
             let tracker = self.address();
             tracing::error!(
                 %tracker,

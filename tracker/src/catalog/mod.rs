@@ -49,10 +49,12 @@ use writer::{Mutated, Request, WriterHandle};
 /// How long a reader that has seen a newer revision waits for this replica to get there.
 pub const CATCH_UP: Duration = Duration::from_millis(1500);
 
-/// What the swarm can store, for df.
+/// What the catalog must know of the seeders that are there.
 pub trait CapacitySource: Send + Sync + 'static {
     /// Bytes at the swarm's replication factor, in all and still free.
     fn capacity(&self) -> Capacity;
+    /// All that have joined; the last ones may not be registered yet.
+    fn joined(&self) -> Vec<PeerId>;
 }
 
 /// See [`CapacitySource`].

@@ -3,7 +3,7 @@
 //! Inodes get fresh numbers, as a number is never used twice and mounts may still know the old ones; also those of a
 //! catalog that was lost, so the numbers of an import begin where no tracker can have come before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -224,8 +224,8 @@ impl Import {
         Ok(())
     }
 
-    /// The file is complete: verify all of it, and make it the catalog.
-    pub async fn finish(&mut self, replace: Replace) -> Result<Imported, Refusal> {
+    /// The file is complete: verify all of it, and make it the catalog. `joined`: seeders that are there, registered or not.
+    pub async fn finish(&mut self, replace: Replace, joined: &[PeerId]) -> Result<Imported, Refusal> {
         let totals = self.reader.finish().map_err(|error| invalid(error.to_string()))?;
         if self.upload.is_some() {
             return Err(invalid("a manifest is cut short"));
@@ -248,7 +248,12 @@ impl Import {
         let mut swarm = Swarm { id: old.id, tree: self.tree };
         let was_empty = self.catalog.view().image.counts().inodes <= 1;
         let registered = self.catalog.seeders().await.map_err(store)?;
-        let strangers = registered.iter().filter(|(id, _)| !self.seeders.iter().any(|(known, _)| known == id)).count();
+        let mut strangers: HashSet<PeerId> =
+            registered.iter().map(|(id, _)| *id).chain(joined.iter().copied()).collect();
+        for (id, _) in &self.seeders {
+            strangers.remove(id);
+        }
+        let strangers = strangers.len();
         if header.swarm != old.id && strangers > 0 && replace == Replace::Empty {
             let message = format!(
                 "the file is of swarm {}, and this is swarm {}, which {strangers} other seeders have joined: the seeders \

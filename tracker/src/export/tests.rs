@@ -43,7 +43,7 @@ async fn import(running: &Running, file: &[u8], piece: usize, replace: Replace) 
     for piece in file.chunks(piece) {
         import.push(piece).await?;
     }
-    import.finish(replace).await
+    import.finish(replace, &[]).await
 }
 
 /// Every path with what is there; inode numbers as the smallest path that names them.
@@ -106,7 +106,7 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
 }
 
 #[tokio::test]
-async fn numbers_of_an_import_are_of_no_earlier_second() {
+async fn numbers_of_an_begunare_of_no_earlier_second() {
     let file = export(&filled().await).await.unwrap();
     let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let earliest = seconds() << 20;
@@ -163,6 +163,12 @@ async fn an_empty_catalog_with_a_seeder_of_its_own_stays_the_swarm_that_it_is() 
     };
     new.catalog.put_seeder(PeerId::random(), seeder).await.unwrap();
     let refused = import(&new, &file, 60_000, Replace::Empty).await.unwrap_err();
+    assert_eq!(refused.fault, Fault::OtherSwarm, "{refused}");
+    // Also if it has joined so lately that it is not registered yet.
+    let newer = Running::in_memory().await;
+    let mut begun = newer.catalog.import(Replace::Empty).await.unwrap();
+    begun.push(&file).await.unwrap();
+    let refused = begun.finish(Replace::Empty, &[PeerId::random()]).await.unwrap_err();
     assert_eq!(refused.fault, Fault::OtherSwarm, "{refused}");
     assert_eq!(new.catalog.counts().inodes, 1);
     let imported = import(&new, &file, 60_000, Replace::Anything).await.unwrap();
@@ -284,7 +290,7 @@ async fn an_export_is_one_moment_while_names_change() {
 }
 
 #[tokio::test]
-async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() {
+async fn an_begunthat_was_given_up_leaves_nothing_and_the_next_one_is_clean() {
     let file = export(&filled().await).await.unwrap();
     let new = Running::in_memory().await;
     let mut given_up = new.catalog.import(Replace::Empty).await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use swarm_proto::convert::{self, ConvertError};
 use swarm_proto::v1::announce_message::Message;
 use swarm_proto::v1::{
-    AnnounceMessage, Delta, Hello, Inventory, PeerKind, TrackerOrder, Welcome, tracker_order::Order,
+    AnnounceMessage, Delta, Hello, Inventory, InventoryTaken, PeerKind, TrackerOrder, Welcome, tracker_order::Order,
 };
 use swarm_proto::{ProcessId, SegmentId};
 use tokio::sync::mpsc;
@@ -115,7 +115,7 @@ async fn listen(
             return Err(Status::cancelled("the peer closed its stream without leaving"));
         };
         match message {
-            Some(Message::Inventory(inventory)) => take_inventory(desk, stream, inventory).await?,
+            Some(Message::Inventory(inventory)) => take_inventory(desk, stream, inventory, orders).await?,
             Some(Message::Delta(delta)) => take_delta(desk, stream, &delta)?,
             Some(Message::Load(load)) => desk.soft.load(stream, load),
             Some(Message::Leaving(_)) => return Ok(()),
@@ -126,15 +126,22 @@ async fn listen(
     }
 }
 
-async fn take_inventory(desk: &Arc<Desk>, stream: &mut Announced, inventory: Inventory) -> Result<(), Status> {
+async fn take_inventory(
+    desk: &Arc<Desk>,
+    stream: &mut Announced,
+    inventory: Inventory,
+    orders: &Orders,
+) -> Result<(), Status> {
     let whole = convert::segment_ids("inventory.whole_ids", &inventory.whole_ids, MOST_IDS)?;
     let partial = convert::segment_ids("inventory.partial_ids", &inventory.partial_ids, MOST_IDS)?;
     few([&whole, &partial])?;
     desk.soft.inventory_part(stream, &whole, &partial)?;
-    match inventory.last {
-        true => end_inventory(desk, stream).await,
-        false => Ok(()),
+    if !inventory.last {
+        return Ok(());
     }
+    end_inventory(desk, stream).await?;
+    let taken = TrackerOrder { order: Some(Order::InventoryTaken(InventoryTaken {})) };
+    orders.try_send(Ok(taken)).map_err(|_| Status::resource_exhausted("the peer takes no orders"))
 }
 
 /// What a large peer lost is removed where that may take its time.

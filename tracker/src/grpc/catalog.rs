@@ -157,6 +157,6 @@ impl catalog_server::Catalog for CatalogService {
 
     async fn import(&self, request: Request<Streaming<v1::CatalogPart>>) -> Reply<v1::ImportReply> {
         let _permit = self.upload_permit().await?;
-        transfer::import(&self.catalog, request.into_inner()).await.map(Response::new)
+        transfer::import(&self.catalog, self.capacity.as_ref(), request.into_inner()).await.map(Response::new)
     }
 }

@@ -117,7 +117,6 @@ impl Soft {
         let slot = stream.opened.peer.slot();
         self.change(stream, |stream| {
             if stream.inventory != Progress::Coming {
-                stream.opened.join();
                 self.holders.begin_inventory(slot);
                 stream.inventory = Progress::Coming;
             }
@@ -136,6 +135,7 @@ impl Soft {
         if stream.inventory == Progress::Coming && stream.opened.is_current() {
             self.holders.end_inventory(peer.slot());
             stream.inventory = Progress::Complete;
+            stream.opened.join();
         }
     }
 
@@ -288,7 +288,8 @@ impl AckSink for Soft {
     fn acknowledged(&self, id: PeerId, ids: &[SegmentId]) {
         let Some(peer) = self.registry.find(&id) else { return };
         let mut held = peer.holdings.lock();
-        if self.registry.state(&peer, Instant::now()) == State::Dead {
+        let is_there = self.registry.get(peer.slot()).is_some_and(|there| Arc::ptr_eq(&there, &peer));
+        if !is_there || self.registry.state(&peer, Instant::now()) == State::Dead {
             return;
         }
         *held = true;

@@ -105,8 +105,22 @@ impl FakePeer {
         self.send(Message::Inventory(v1::Inventory { whole_ids, last, ..Default::default() })).await;
     }
 
-    /// The next order.
+    /// The next order that wants something.
     pub(crate) async fn order(&mut self) -> Result<Order, Status> {
+        loop {
+            match self.next().await? {
+                Order::InventoryTaken(_) => {}
+                order => return Ok(order),
+            }
+        }
+    }
+
+    /// The tracker knows what was told.
+    pub(crate) async fn taken(&mut self) {
+        while !matches!(self.next().await.unwrap(), Order::InventoryTaken(_)) {}
+    }
+
+    async fn next(&mut self) -> Result<Order, Status> {
         let next = tokio::time::timeout(SOON, self.orders.message()).await.expect("an order in time");
         next.map(|order| order.expect("an order, not the end").order.expect("a known order"))
     }

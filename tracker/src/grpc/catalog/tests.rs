@@ -4,14 +4,18 @@ use super::*;
 use crate::catalog::Capacity;
 use crate::catalog::tests::wandering::Wandering;
 use crate::catalog::tests::{ROOT, Running};
-use swarm_proto::RequestId;
 use swarm_proto::v1::catalog_server::Catalog as _;
+use swarm_proto::{PeerId, RequestId};
 
 struct NoCapacity;
 
 impl CapacitySource for NoCapacity {
     fn capacity(&self) -> Capacity {
         Capacity::default()
+    }
+
+    fn joined(&self) -> Vec<PeerId> {
+        Vec::new()
     }
 }
 

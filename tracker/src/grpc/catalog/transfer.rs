@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{Answers, next, status_of};
-use crate::catalog::Catalog;
+use crate::catalog::{CapacitySource, Catalog};
 use crate::export::format::{self, FormatError};
 use crate::export::{Import, Imported, Replace};
 
@@ -20,6 +20,7 @@ pub(super) async fn export(catalog: &Arc<Catalog>) -> Answers<v1::CatalogPart> {
 
 pub(super) async fn import(
     catalog: &Arc<Catalog>,
+    seeders: &dyn CapacitySource,
     mut parts: Streaming<v1::CatalogPart>,
 ) -> Result<v1::ImportReply, Status> {
     let absent = || Status::invalid_argument("an import without a part");
@@ -36,8 +37,9 @@ pub(super) async fn import(
     }
     let replace = if first.replace { Replace::Anything } else { Replace::Empty };
     let mut import = catalog.import(replace).await.map_err(status_of)?;
-    let done = receive(&mut import, first, &mut parts, replace).await;
-    let Imported { files, directories, manifests, revision, swarm, of_file } = done?;
+    receive(&mut import, first, &mut parts).await?;
+    let done = import.finish(replace, &seeders.joined()).await;
+    let Imported { files, directories, manifests, revision, swarm, of_file } = done.map_err(status_of)?;
     Ok(v1::ImportReply {
         files,
         directories,
@@ -52,13 +54,12 @@ async fn receive(
     import: &mut Import,
     first: v1::CatalogPart,
     parts: &mut Streaming<v1::CatalogPart>,
-    replace: Replace,
-) -> Result<Imported, Status> {
+) -> Result<(), Status> {
     let mut part = Some(first);
     while let Some(v1::CatalogPart { data, .. }) = part {
         convert::within("data", data.len() as u64, 0, PAGE_BYTES as u64)?;
         import.push(&data).await.map_err(status_of)?;
         part = next(parts).await?;
     }
-    import.finish(replace).await.map_err(status_of)
+    Ok(())
 }
