@@ -271,7 +271,10 @@ pub(crate) fn upload_failure(what: &[u8], error: &swarm_seeder::swarm::upload::U
     };
     let failure = Failure::new(exit, format!("{what}: {error}"));
     match error {
-        UploadError::NoSeeder => failure.hint("start one: swarm-seeder --tracker ADDRESS --data DIR"),
+        UploadError::NoSeeder => failure.hint(
+            "start one: swarm-seeder --tracker ADDRESS --data DIR; if seeders run and the tracker lost its catalog, \
+             `swarmfs catalog import` comes first",
+        ),
         UploadError::Full { .. } => failure.hint("add a seeder, or remove files; `swarmfs peers` shows who has room"),
         UploadError::TooFew { .. } => failure.hint("`swarmfs peers` shows which seeders are up"),
         _ => failure,

@@ -121,17 +121,32 @@ fn health(status: &StatusReply) -> &'static str {
     }
 }
 
+/// Whether nobody has used it yet, as after the loss of its catalog.
+fn is_new(status: &StatusReply) -> bool {
+    status.files == 0
+        && status.directories <= 1
+        && status.seeders_live + status.seeders_stale + status.seeders_dead == 0
+}
+
 /// What a person should know, each with what to do.
 fn warnings(status: &StatusReply) -> Vec<String> {
     let mut warnings = Vec::new();
     if status.seeders_live == 0 {
-        warnings.push("no seeder is up: nothing can be stored; start one with `swarm-seeder`".to_owned());
+        let start = match is_new(status) {
+            // Any seeder that joins it makes it a swarm of its own.
+            true => {
+                "start one with `swarm-seeder`; but if this tracker lost its catalog, `swarmfs catalog import` comes first"
+            }
+            false => "start one with `swarm-seeder`",
+        };
+        warnings.push(format!("no seeder is up: nothing can be stored; {start}"));
     }
     if status.missing > 0 {
-        warnings.push(format!(
-            "{} segments have no live replica: start the seeders that hold them (`swarmfs peers` lists the dead ones)",
-            status.missing
-        ));
+        let what_helps = match status.seeders_stale + status.seeders_dead > 0 {
+            true => "start the seeders that hold them (`swarmfs peers` lists the dead ones)",
+            false => "`swarmfs put` of the same files brings them back",
+        };
+        warnings.push(format!("{} segments have no live replica: {what_helps}", status.missing));
     }
     if status.seeders_stale > 0 {
         let seeders = counted(u64::from(status.seeders_stale), "seeder");
@@ -144,7 +159,8 @@ fn warnings(status: &StatusReply) -> Vec<String> {
         warnings.push(format!("{seeders} cannot be reached: `swarmfs peers` lists what is dead"));
     }
     if status.corrupt > 0 {
-        warnings.push(format!("{} segments are corrupt at a seeder: that disk may be failing", status.corrupt));
+        warnings
+            .push(format!("{} copies of segments are corrupt where they lie: a disk may be failing", status.corrupt));
     }
     if status.under_replicated > 0 {
         let why = match status.seeders_live < status.replicas {

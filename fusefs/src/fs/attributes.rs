@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarm_proto::{InodeNumber, v1};
+use swarm_seeder::tracker_client::TrackerError;
 
 use super::known::{BRIEFLY, Trust};
 use super::node::{Kind, Node};
@@ -15,6 +16,8 @@ use crate::errno::Errno;
 const NAME_BYTES_MOST: usize = 255;
 /// How old an answer about the capacity may be.
 const CAPACITY_HOLDS: Duration = Duration::from_secs(2);
+/// A question that comes again so soon after it was asked in vain is the same one.
+const SAME_QUESTION: Duration = Duration::from_millis(100);
 
 /// The answer to a lookup or a question for attributes.
 #[derive(Debug, Clone)]
@@ -46,6 +49,12 @@ impl FileSystem {
         {
             return Ok(found);
         }
+        // A kernel that was told of no answer to whether a name it knows still holds asks for it anew at once.
+        let in_vain =
+            |asked: &(InodeNumber, Bytes, Instant)| asked.0 == parent && asked.1 == name && Instant::now() < asked.2;
+        if self.unanswered.lock().as_ref().is_some_and(in_vain) {
+            return Err(Errno::TIMEDOUT);
+        }
         let ticket = self.ticket();
         self.counters.asked("lookup");
         match self.catalog.lookup(parent, name.clone()).await {
@@ -55,7 +64,12 @@ impl FileSystem {
                 let trust = self.learn(|known| known.learn_name(ticket, parent, name.clone(), node.clone(), now));
                 Ok(self.found(node, trust))
             }
-            Err(error) => self.or_last(error, last),
+            Err(error) => {
+                if let TrackerError::Unreachable { .. } = error {
+                    *self.unanswered.lock() = Some((parent, name.clone(), Instant::now() + SAME_QUESTION));
+                }
+                self.or_last(error, last)
+            }
         }
     }
 

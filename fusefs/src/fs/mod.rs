@@ -31,9 +31,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
-use swarm_proto::{InodeNumber, Manifest, ManifestDigest, v1};
+use swarm_proto::{Fault, InodeNumber, Manifest, ManifestDigest, v1};
 use swarm_seeder::swarm::Locator;
 use swarm_seeder::tracker_client::TrackerError;
 use tokio_util::task::TaskTracker;
@@ -102,6 +103,8 @@ pub struct FileSystem {
     counters: Counters,
     /// The tracker did not answer the watch.
     away: AtomicBool,
+    /// The name that was asked for in vain last, and until when the answer is the same.
+    unanswered: Mutex<Option<(InodeNumber, Bytes, Instant)>>,
     tasks: TaskTracker,
 }
 
@@ -126,6 +129,7 @@ impl FileSystem {
             status: OnceLock::new(),
             counters: Counters::new(),
             away: AtomicBool::new(false),
+            unanswered: Mutex::new(None),
             config,
             catalog,
             content,
@@ -203,7 +207,11 @@ impl FileSystem {
     /// What a failed question means: the answer known last, where that is allowed, or an error.
     fn or_last<T>(&self, error: TrackerError, last: impl FnOnce() -> Option<T>) -> Result<T, Errno> {
         let fallback = match &error {
-            TrackerError::Unreachable { .. } if self.config.offline_ok => last(),
+            TrackerError::Unreachable { .. } | TrackerError::Refused { fault: Fault::OtherSwarm, .. }
+                if self.config.offline_ok =>
+            {
+                last()
+            }
             _ => None,
         };
         fallback.ok_or_else(|| {

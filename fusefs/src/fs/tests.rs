@@ -184,6 +184,37 @@ async fn without_pushed_changes_the_kernel_keeps_nothing_for_long() {
 }
 
 #[tokio::test]
+async fn a_name_that_was_asked_for_in_vain_is_not_asked_for_again_at_once() {
+    let bench = Bench::new(false).await;
+    bench.swarm.make(ROOT, "a", Kind::File);
+    let asked = || bench.fs.counters().questions.with_label_values(&["lookup"]).get();
+    bench.swarm.away.store(true, Ordering::SeqCst);
+    // As the kernel does; on a machine that was busy meanwhile it may be another question.
+    within_some_tries(|| async {
+        let before = asked();
+        for _ in 0..2 {
+            assert_eq!(bench.fs.lookup(ROOT, Bytes::from("a")).await.err(), Some(Errno::TIMEDOUT));
+        }
+        asked() == before + 1
+    })
+    .await;
+    bench.swarm.away.store(false, Ordering::SeqCst);
+    bench.fs.lookup(ROOT, Bytes::from("b")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(bench.fs.lookup(ROOT, Bytes::from("a")).await.unwrap().node.is_some());
+}
+
+async fn within_some_tries<F: Future<Output = bool>>(is: impl Fn() -> F) {
+    for _ in 0..20 {
+        if is().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    panic!("never");
+}
+
+#[tokio::test]
 async fn with_the_tracker_away_names_fail_in_time_or_are_answered_as_known_last() {
     for offline_ok in [false, true] {
         let bench = Bench::new(offline_ok).await;

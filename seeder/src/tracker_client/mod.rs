@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use swarm_proto::meant::MeantFor;
 use swarm_proto::v1::catalog_client::CatalogClient;
 use swarm_proto::v1::holders_client::HoldersClient;
@@ -32,6 +34,8 @@ use tonic::{Code, Response, Status};
 const ATTEMPT: Duration = Duration::from_millis(1_500);
 /// Longest wait for one attempt of a question with a large answer.
 const BULK_ATTEMPT: Duration = Duration::from_secs(20);
+/// How long the others are waited for once one of several addresses answered.
+const OTHERS: Duration = Duration::from_millis(500);
 /// First and longest pause between attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(500));
 
@@ -176,24 +180,29 @@ impl TrackerClient {
         if channels.len() < 2 || meant.is_bound() {
             return Ok(());
         }
-        let ask = |channel: &Channel| {
+        let endpoints = config.address.endpoints();
+        let ask = |(index, channel): (usize, &Channel)| {
             let mut client = catalog_client(InterceptedService::new(channel.clone(), meant.clone()));
-            tokio::time::timeout(ATTEMPT, async move { client.stat_fs(v1::StatFsRequest {}).await })
+            async move { (index, client.stat_fs(v1::StatFsRequest {}).await) }
         };
-        let answers = futures::future::join_all(channels.iter().map(ask)).await;
-        let mut first: Option<(&String, SwarmId)> = None;
-        for (endpoint, answer) in config.address.endpoints().iter().zip(answers) {
-            let Ok(Ok(reply)) = answer else { continue };
+        let mut asked: FuturesUnordered<_> = channels.iter().enumerate().map(ask).collect();
+        let mut first: Option<(usize, SwarmId)> = None;
+        let mut limit = ATTEMPT;
+        while let Ok(Some((index, answer))) = tokio::time::timeout(limit, asked.next()).await {
+            let Ok(reply) = answer else { continue };
             let swarm = self.swarm_of(&reply.into_inner())?;
-            let (known, ours) = *first.get_or_insert((endpoint, swarm));
+            let (known, ours) = *first.get_or_insert((index, swarm));
+            limit = OTHERS;
             if ours != swarm {
+                let (known, endpoint) = (&endpoints[known], &endpoints[index]);
                 let message = format!(
                     "{known} serves swarm {ours}, {endpoint} serves swarm {swarm}: name the replicas of one tracker"
                 );
                 return Err(TrackerError::Refused { fault: Fault::OtherSwarm, message });
             }
         }
-        if let Some((_, swarm)) = first {
+        if let Some((index, swarm)) = first {
+            self.shared.preferred.store(index, Ordering::Relaxed);
             meant.bind(swarm);
         }
         Ok(())

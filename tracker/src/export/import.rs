@@ -119,7 +119,7 @@ impl Catalog {
         match self.view().image.counts().inodes {
             0 | 1 => Ok(()),
             more => {
-                let message = format!("the catalog has {} inodes: say that they are to be replaced", more - 1);
+                let message = format!("the catalog is not empty ({} inodes): say that it is to be replaced", more - 1);
                 Err(Refusal::new(Fault::NotEmpty, message))
             }
         }
