@@ -106,7 +106,7 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
 }
 
 #[tokio::test]
-async fn numbers_of_an_begunare_of_no_earlier_second() {
+async fn numbers_of_an_import_are_of_no_earlier_second() {
     let file = export(&filled().await).await.unwrap();
     let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let earliest = seconds() << 20;
@@ -290,7 +290,7 @@ async fn an_export_is_one_moment_while_names_change() {
 }
 
 #[tokio::test]
-async fn an_begunthat_was_given_up_leaves_nothing_and_the_next_one_is_clean() {
+async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() {
     let file = export(&filled().await).await.unwrap();
     let new = Running::in_memory().await;
     let mut given_up = new.catalog.import(Replace::Empty).await.unwrap();
