@@ -18,6 +18,7 @@ pub const fn of_fault(fault: Fault) -> Errno {
         Fault::NameTooLong => Errno::NAMETOOLONG,
         Fault::Invalid => Errno::INVAL,
         Fault::Stale | Fault::OtherSwarm => Errno::STALE,
+        Fault::NoAttribute => Errno::NODATA,
         Fault::TooManyLinks => Errno::MLINK,
         Fault::NoSpace => Errno::NOSPC,
         Fault::Permission => Errno::PERM,

@@ -36,7 +36,7 @@ pub fn of_status(status: &Status) -> Fault {
 pub const fn code_of(fault: Fault) -> Code {
     match fault {
         Fault::Unspecified => Code::Unknown,
-        Fault::NotFound => Code::NotFound,
+        Fault::NotFound | Fault::NoAttribute => Code::NotFound,
         Fault::Exists => Code::AlreadyExists,
         Fault::NotDirectory | Fault::IsDirectory | Fault::NotEmpty | Fault::SendAgain | Fault::OtherSwarm => {
             Code::FailedPrecondition

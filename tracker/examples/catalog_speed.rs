@@ -22,7 +22,7 @@ fn publish(parent: u64, name: &str) -> v1::Operation {
     let operation = Operation::PublishFile(v1::PublishFile {
         parent,
         name: Bytes::copy_from_slice(name.as_bytes()),
-        ownership: Some(v1::Ownership { mode: 0o644, uid: 0, gid: 0, modified_ns: 0 }),
+        ownership: Some(v1::Ownership { mode: 0o644, uid: 0, gid: 0, modified_ns: 0, inherit: false }),
         size: manifest.size(),
         content: Some(Content::Manifest(manifest.encode())),
         if_exists: v1::IfExists::Fail.into(),
@@ -33,7 +33,8 @@ fn publish(parent: u64, name: &str) -> v1::Operation {
 }
 
 async fn mutate(client: &mut Client, operations: Vec<v1::Operation>) -> Outcome<v1::MutateReply> {
-    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
+    let request =
+        v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false, with_others: false };
     let reply = client.mutate(request).await?.into_inner();
     match reply.results.iter().find(|result| result.fault != 0) {
         Some(refused) => Err(format!("refused: {}", refused.message).into()),
@@ -42,7 +43,7 @@ async fn mutate(client: &mut Client, operations: Vec<v1::Operation>) -> Outcome<
 }
 
 async fn directory(client: &mut Client, name: &'static str) -> Outcome<u64> {
-    let ownership = Some(v1::Ownership { mode: 0o755, uid: 0, gid: 0, modified_ns: 0 });
+    let ownership = Some(v1::Ownership { mode: 0o755, uid: 0, gid: 0, modified_ns: 0, inherit: false });
     let make = Operation::MakeDirectory(v1::MakeDirectory { parent: 1, name: name.into(), ownership });
     let reply = mutate(client, vec![v1::Operation { operation: Some(make) }]).await?;
     reply.results[0].node.as_ref().map(|node| node.inode).ok_or_else(|| "no inode".into())

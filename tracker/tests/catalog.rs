@@ -26,7 +26,7 @@ async fn client(tracker: &Tracker) -> Client {
 }
 
 fn owner() -> Option<v1::Ownership> {
-    Some(v1::Ownership { mode: 0o640, uid: 7, gid: 8, modified_ns: 9 })
+    Some(v1::Ownership { mode: 0o640, uid: 7, gid: 8, modified_ns: 9, inherit: false })
 }
 
 fn directory(parent: u64, name: &[u8]) -> Operation {
@@ -60,7 +60,8 @@ fn inline(parent: u64, name: &[u8], manifest: &Manifest) -> Operation {
 
 async fn mutate(client: &mut Client, operations: Vec<Operation>) -> v1::MutateReply {
     let operations = operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect();
-    let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
+    let request =
+        v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false, with_others: false };
     client.mutate(request).await.unwrap().into_inner()
 }
 
@@ -312,8 +313,9 @@ async fn operations_that_cannot_be_read_are_refused_one_by_one() {
     let mut client = client(&tracker).await;
     let made = make(&mut client, directory(ROOT, b"d")).await.inode;
     let set = |mode| Operation::SetAttributes(v1::SetAttributes { inode: made, mode, ..v1::SetAttributes::default() });
-    let special =
-        |kind| Operation::MakeSpecial(v1::MakeSpecial { parent: ROOT, name: "s".into(), ownership: owner(), kind });
+    let special = |kind| {
+        Operation::MakeSpecial(v1::MakeSpecial { parent: ROOT, name: "s".into(), ownership: owner(), kind, device: 0 })
+    };
     let publish = |change: fn(&mut v1::PublishFile)| {
         let Operation::PublishFile(mut file) = inline(ROOT, b"f", &manifest(1, 1)) else { unreachable!() };
         change(&mut file);
@@ -343,13 +345,17 @@ async fn operations_that_cannot_be_read_are_refused_one_by_one() {
         request_id: RequestId::random().to_wire(),
         operations: vec![v1::Operation { operation: None }],
         durable: false,
+        with_others: false,
     };
     let reply = client.mutate(nothing).await.unwrap().into_inner();
     assert_eq!(reply.results[0].fault(), Fault::Invalid);
     let some = |count| (0..count).map(|_| v1::Operation { operation: Some(directory(ROOT, b"x")) }).collect();
     let id = RequestId::random().to_wire();
     for (request_id, operations) in [(Bytes::new(), some(1)), (id.clone(), some(0)), (id, some(1025))] {
-        let refused = client.mutate(v1::MutateRequest { request_id, operations, durable: true }).await.unwrap_err();
+        let refused = client
+            .mutate(v1::MutateRequest { request_id, operations, durable: true, with_others: false })
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
     let pages = list(&mut client, read_dir(ROOT, b"", 0)).await.unwrap();

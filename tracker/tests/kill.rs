@@ -68,7 +68,7 @@ fn publish(name: &str, manifest: &Manifest) -> v1::Operation {
     let operation = Operation::PublishFile(v1::PublishFile {
         parent: 1,
         name: Bytes::copy_from_slice(name.as_bytes()),
-        ownership: Some(v1::Ownership { mode: 0o644, uid: 0, gid: 0, modified_ns: 0 }),
+        ownership: Some(v1::Ownership { mode: 0o644, uid: 0, gid: 0, modified_ns: 0, inherit: false }),
         size: manifest.size(),
         content: Some(Content::Manifest(manifest.encode())),
         if_exists: v1::IfExists::Replace.into(),
@@ -88,7 +88,12 @@ async fn write(address: SocketAddr, writer: u64, round: u64, gone: Arc<AtomicBoo
     for n in 0.. {
         let number = (round * WRITERS + writer) * 1_000_000 + n;
         let operations = vec![publish(&number.to_string(), &manifest(number))];
-        let request = v1::MutateRequest { request_id: RequestId::random().to_wire(), operations, durable: false };
+        let request = v1::MutateRequest {
+            request_id: RequestId::random().to_wire(),
+            operations,
+            durable: false,
+            with_others: false,
+        };
         match tokio::time::timeout(SOON, client.mutate(request.clone())).await.expect("every call ends") {
             Ok(reply) => {
                 assert_eq!(reply.into_inner().results[0].fault(), Fault::Unspecified);

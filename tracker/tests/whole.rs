@@ -54,6 +54,7 @@ async fn publish(channel: &Channel, name: &str, numbers: &[u32], acks: &[(PeerId
         request_id: RequestId::random().to_wire(),
         operations: vec![v1::Operation { operation: Some(Op::PublishFile(file)) }],
         durable: false,
+        with_others: false,
     };
     let reply = CatalogClient::new(channel.clone()).mutate(request).await.unwrap().into_inner();
     reply.results[0].fault()
@@ -267,6 +268,7 @@ async fn a_question_for_another_swarm_is_refused_and_changes_nothing() {
             request_id: RequestId::random().to_wire(),
             operations: vec![v1::Operation { operation: Some(Op::MakeDirectory(make)) }],
             durable: false,
+            with_others: false,
         };
         let watched = catalog.watch(v1::WatchRequest { after_revision: 0 }).await.map(drop);
         let mutated = catalog.mutate(request).await.map(drop);

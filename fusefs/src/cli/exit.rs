@@ -124,7 +124,7 @@ impl std::error::Error for Failure {}
 /// The code of a refusal by the catalog.
 pub const fn of_fault(fault: Fault) -> Exit {
     match fault {
-        Fault::NotFound => Exit::NotFound,
+        Fault::NotFound | Fault::NoAttribute => Exit::NotFound,
         Fault::Corrupt => Exit::Corrupt,
         Fault::Permission => Exit::Permission,
         Fault::OtherSwarm => Exit::Config,
@@ -179,6 +179,7 @@ pub const fn words_of(fault: Fault) -> &'static str {
         Fault::Corrupt => "the catalog is corrupt",
         Fault::Expired => "the request is too old",
         Fault::OtherSwarm => "another swarm answered",
+        Fault::NoAttribute => "no such extended attribute",
     }
 }
 

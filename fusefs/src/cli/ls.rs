@@ -94,6 +94,8 @@ pub(crate) fn kind_name(kind: NodeKind) -> &'static str {
         NodeKind::Symlink => "symlink",
         NodeKind::Fifo => "fifo",
         NodeKind::Socket => "socket",
+        NodeKind::CharacterDevice => "character device",
+        NodeKind::BlockDevice => "block device",
         NodeKind::Unspecified => "unknown",
     }
 }
@@ -105,6 +107,8 @@ pub(crate) fn mode_text(node: &Node) -> String {
         NodeKind::Symlink => 'l',
         NodeKind::Fifo => 'p',
         NodeKind::Socket => 's',
+        NodeKind::CharacterDevice => 'c',
+        NodeKind::BlockDevice => 'b',
         NodeKind::File | NodeKind::Unspecified => '-',
     };
     let mut text = String::from(kind);

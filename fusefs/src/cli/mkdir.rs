@@ -43,6 +43,7 @@ pub(crate) fn own(mode: u32) -> Ownership {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
         modified_ns: now_ns(),
+        inherit: false,
     }
 }
 

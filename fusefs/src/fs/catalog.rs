@@ -10,7 +10,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use swarm_proto::{Fault, InodeNumber, Manifest, ManifestDigest, Revision, v1};
-use swarm_seeder::tracker_client::{Currency, NodeWithManifest, TrackerClient, TrackerError};
+use swarm_seeder::store::AckLevel;
+use swarm_seeder::tracker_client::{Currency, NodeWithManifest, Refusal, TrackerClient, TrackerError};
 
 use super::node::{Node, NodeError};
 
@@ -30,6 +31,19 @@ pub struct Leased {
     pub files: Vec<Current>,
     /// No change of what they contain is acknowledged to anybody before; none: it may be at any moment.
     pub until: Option<Instant>,
+}
+
+/// What a change of the catalog came to.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// At this revision it was done, or refused.
+    pub revision: Revision,
+    /// Why it was refused, if it was.
+    pub refused: Option<Refusal>,
+    /// The inode made or changed, as it then was; the inode as it is, where a write was refused as stale.
+    pub node: Option<Node>,
+    /// Other inodes that were changed, as they then were; some may be missing.
+    pub others: Vec<Node>,
 }
 
 /// The catalog as the mount needs it.
@@ -59,6 +73,10 @@ pub trait Catalog: Send + Sync + 'static {
     fn manifest(&self, digest: ManifestDigest) -> Answer<'_, Arc<Manifest>>;
     /// What changes after `revision`. Answered once the tracker listens.
     fn watch(&self, after: Revision) -> Answer<'_, Changes>;
+    /// Change one thing; what it changed, as it then was.
+    fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed>;
+    /// Make a manifest known before it is named, if it is large; what an operation carries of it.
+    fn offer_manifest(&self, manifest: Arc<Manifest>) -> Answer<'_, v1::write_file::Content>;
     /// Capacity of the swarm.
     fn stat_fs(&self) -> Answer<'_, v1::StatFsReply>;
 }
@@ -135,6 +153,30 @@ impl Catalog for TrackerClient {
                 })
             });
             Ok(changes.boxed())
+        }
+        .boxed()
+    }
+
+    fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed> {
+        async move {
+            let changed = TrackerClient::change(self, level, operation).await?;
+            Ok(Changed {
+                revision: changed.revision,
+                refused: changed.refused,
+                node: changed.node.map(read).transpose()?,
+                others: changed.others.into_iter().map(read).collect::<Result<_, _>>()?,
+            })
+        }
+        .boxed()
+    }
+
+    fn offer_manifest(&self, manifest: Arc<Manifest>) -> Answer<'_, v1::write_file::Content> {
+        async move {
+            use v1::publish_file::Content::{Manifest, ManifestDigest};
+            Ok(match TrackerClient::offer_manifest(self, &manifest).await? {
+                Manifest(encoded) => v1::write_file::Content::Manifest(encoded),
+                ManifestDigest(digest) => v1::write_file::Content::ManifestDigest(digest),
+            })
         }
         .boxed()
     }

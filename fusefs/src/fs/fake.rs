@@ -11,12 +11,13 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use swarm_proto::{Extent, Fault, InodeNumber, Manifest, ManifestDigest, PeerId, Revision, Segment, SegmentId, v1};
+use swarm_seeder::store::AckLevel;
 use swarm_seeder::swarm::{Holder, Locator, Offence};
 use swarm_seeder::tracker_client::TrackerError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::catalog::{Answer, Catalog, Changes, Current, Entries, Leased};
+use super::catalog::{Answer, Catalog, Changed, Changes, Current, Entries, Leased};
 use super::content::{Content, OpenContent, Version};
 use super::invalidation::{Invalidation, Invalidations};
 use super::node::{Kind, Node};
@@ -166,6 +167,10 @@ pub(crate) fn node(inode: u64, kind: Kind) -> Node {
         content: None,
         target: Bytes::from_static(b"target"),
         version: 1,
+        accessed_ns: 0,
+        allocated: 0,
+        device: 0,
+        extended: Vec::new(),
     }
 }
 
@@ -230,6 +235,14 @@ impl Catalog for FakeSwarm {
             state.watchers.push(sender);
             Ok(receiver.boxed())
         })
+    }
+
+    fn change(&self, _: AckLevel, _: v1::operation::Operation) -> Answer<'_, Changed> {
+        self.ask(|_| Err(TrackerError::Refused { fault: Fault::Permission, message: "nothing changes here".into() }))
+    }
+
+    fn offer_manifest(&self, manifest: Arc<Manifest>) -> Answer<'_, v1::write_file::Content> {
+        self.ask(move |_| Ok(v1::write_file::Content::Manifest(manifest.encode())))
     }
 
     fn stat_fs(&self) -> Answer<'_, v1::StatFsReply> {

@@ -16,6 +16,10 @@ pub enum Kind {
     Fifo,
     /// A socket.
     Socket,
+    /// A character device.
+    CharacterDevice,
+    /// A block device.
+    BlockDevice,
 }
 
 /// An inode at one revision of the catalog.
@@ -47,6 +51,14 @@ pub struct Node {
     pub target: Bytes,
     /// Increases with each new content.
     pub version: u64,
+    /// Nanoseconds since 1970; reading does not change it.
+    pub accessed_ns: i64,
+    /// Bytes that are not holes.
+    pub allocated: u64,
+    /// Number of a device.
+    pub device: u64,
+    /// Extended attributes, in the order of their names' bytes.
+    pub extended: Vec<(Bytes, Bytes)>,
 }
 
 /// A record of the catalog that makes no sense.
@@ -69,6 +81,8 @@ impl TryFrom<v1::Node> for Node {
             v1::NodeKind::Symlink => Kind::Symlink,
             v1::NodeKind::Fifo => Kind::Fifo,
             v1::NodeKind::Socket => Kind::Socket,
+            v1::NodeKind::CharacterDevice => Kind::CharacterDevice,
+            v1::NodeKind::BlockDevice => Kind::BlockDevice,
             v1::NodeKind::Unspecified => return Err(wrong("kind")),
         };
         let content = match node.manifest_digest.len() {
@@ -98,6 +112,10 @@ impl TryFrom<v1::Node> for Node {
             content,
             target: node.link_target,
             version: node.version,
+            accessed_ns: node.accessed_ns,
+            allocated: node.allocated_bytes,
+            device: node.device,
+            extended: node.extended.into_iter().map(|one| (one.name, one.value)).collect(),
         })
     }
 }

@@ -139,23 +139,11 @@ mod tests {
     use crate::fs::node::{Kind, Node};
     use bytes::Bytes;
 
+    use crate::fs::fake::node;
+
     fn listing(inodes: impl IntoIterator<Item = u64>) -> Arc<Listing> {
         let entries = inodes.into_iter().enumerate().map(|(index, inode)| {
-            let node = Node {
-                inode: InodeNumber(inode),
-                kind: Kind::File,
-                mode: 0,
-                uid: 0,
-                gid: 0,
-                size: 1,
-                links: 1,
-                modified_ns: 0,
-                changed_ns: 0,
-                created_ns: 0,
-                content: None,
-                target: Bytes::new(),
-                version: 1,
-            };
+            let node = Node { size: 1, ..node(inode, Kind::File) };
             (Bytes::from(format!("{index:06}")), Arc::new(node))
         });
         Arc::new(Listing { directory: InodeNumber(1), entries: entries.collect() })

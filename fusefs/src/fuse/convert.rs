@@ -50,9 +50,8 @@ impl Numbers {
         FileAttr {
             ino: self.to_kernel(node.inode),
             size: node.size,
-            blocks: node.size.div_ceil(STAT_BLOCK_BYTES),
-            // Reading is not recorded anywhere.
-            atime: time(node.modified_ns),
+            blocks: node.allocated.div_ceil(STAT_BLOCK_BYTES),
+            atime: time(node.accessed_ns),
             mtime: time(node.modified_ns),
             ctime: time(node.changed_ns),
             crtime: time(node.created_ns),
@@ -61,7 +60,7 @@ impl Numbers {
             nlink: node.links,
             uid: node.uid,
             gid: node.gid,
-            rdev: 0,
+            rdev: u32::try_from(node.device).unwrap_or(0),
             blksize: BLOCK_BYTES,
             flags: 0,
         }
@@ -101,6 +100,8 @@ pub(super) const fn file_type(kind: Kind) -> FileType {
         Kind::Symlink => FileType::Symlink,
         Kind::Fifo => FileType::NamedPipe,
         Kind::Socket => FileType::Socket,
+        Kind::CharacterDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
     }
 }
 

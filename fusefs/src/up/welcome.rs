@@ -91,5 +91,6 @@ fn ownership(mode: u32) -> Ownership {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
         modified_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        inherit: false,
     }
 }

@@ -237,7 +237,7 @@ impl Drop for Mounted<'_> {
 }
 
 fn owner(mode: u32) -> Option<Ownership> {
-    Some(Ownership { mode, uid: 0, gid: 0, modified_ns: 1_700_000_000_000_000_000 })
+    Some(Ownership { mode, uid: 0, gid: 0, modified_ns: 1_700_000_000_000_000_000, inherit: false })
 }
 
 fn client(address: &str) -> TrackerClient {

@@ -60,6 +60,19 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// What one operation changed.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// At this revision it was done, or refused.
+    pub revision: Revision,
+    /// Why it was refused, if it was.
+    pub refused: Option<Refusal>,
+    /// The inode made or changed, as it then was. The inode as it is, if a write of its content was refused as stale.
+    pub node: Option<v1::Node>,
+    /// All others that it changed, as they then were. Empty in an answer that was given again.
+    pub others: Vec<v1::Node>,
+}
+
 /// What became of one operation: the inode made or changed, if it is not gone.
 pub type Outcome = Result<Option<v1::Node>, Refusal>;
 
@@ -244,23 +257,45 @@ impl TrackerClient {
         level: AckLevel,
         operations: Vec<v1::operation::Operation>,
     ) -> Result<Vec<Outcome>, TrackerError> {
-        let count = operations.len();
-        let request = v1::MutateRequest {
-            request_id: RequestId::random().to_wire(),
-            operations: operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect(),
-            durable: level == AckLevel::Fsync,
-        };
-        let reply =
-            self.ask_bulk(request, |line, request| async move { catalog_client(line).mutate(request).await }).await?;
-        self.saw(Revision(reply.revision));
-        if reply.results.len() != count {
-            return Err(self.nonsense("results"));
-        }
+        let reply = self.send_mutation(level, operations, false).await?;
         let outcome = |result: v1::OperationResult| match result.fault() {
             Fault::Unspecified => Ok(result.node),
             fault => Err(Refusal { fault, message: result.message }),
         };
         Ok(reply.results.into_iter().map(outcome).collect())
+    }
+
+    /// Change one thing, and learn all that it changed. Waits as long as for an answer about a name.
+    pub async fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Result<Changed, TrackerError> {
+        let mut reply = self.send_mutation(level, vec![operation], true).await?;
+        let result = reply.results.pop().ok_or_else(|| self.nonsense("no result"))?;
+        let refused = match result.fault() {
+            Fault::Unspecified => None,
+            fault => Some(Refusal { fault, message: result.message }),
+        };
+        Ok(Changed { revision: Revision(reply.revision), refused, node: result.node, others: result.others })
+    }
+
+    async fn send_mutation(
+        &self,
+        level: AckLevel,
+        operations: Vec<v1::operation::Operation>,
+        with_others: bool,
+    ) -> Result<v1::MutateReply, TrackerError> {
+        let count = operations.len();
+        let request = v1::MutateRequest {
+            request_id: RequestId::random().to_wire(),
+            operations: operations.into_iter().map(|operation| v1::Operation { operation: Some(operation) }).collect(),
+            durable: level == AckLevel::Fsync,
+            with_others,
+        };
+        let reply =
+            self.ask_bulk(request, |line, request| async move { catalog_client(line).mutate(request).await }).await?;
+        self.saw(Revision(reply.revision));
+        match reply.results.len() == count {
+            true => Ok(reply),
+            false => Err(self.nonsense("results")),
+        }
     }
 
     /// Change one thing.

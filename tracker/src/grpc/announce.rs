@@ -121,7 +121,7 @@ async fn listen(
             Some(Message::Leaving(_)) => return Ok(()),
             Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second Hello in one stream")),
             // A message of a newer version: what this tracker does not know it need not do.
-            None => {}
+            Some(Message::OpenFiles(_)) | None => {}
         }
     }
 }

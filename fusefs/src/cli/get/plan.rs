@@ -83,6 +83,10 @@ impl Plan {
                 NodeKind::Directory => self.folders.push(item),
                 NodeKind::File => self.files.push(item),
                 NodeKind::Symlink | NodeKind::Fifo | NodeKind::Socket => self.entries.push(item),
+                NodeKind::CharacterDevice | NodeKind::BlockDevice => self.failures.push(Failure::new(
+                    Exit::Failure,
+                    format!("{}: a device, which is not copied", escape(&item.path)),
+                )),
                 NodeKind::Unspecified => self.failures.push(Failure::new(
                     Exit::Failure,
                     format!("{}: of a kind that this version does not know", escape(&item.path)),

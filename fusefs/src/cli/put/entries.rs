@@ -151,7 +151,9 @@ fn make(item: &Item, entry: &Entry, parent: u64) -> Operation {
         Entry::Symlink(target) => {
             Operation::MakeSymlink(MakeSymlink { parent, name, ownership, target: target.clone().into() })
         }
-        Entry::Special(kind) => Operation::MakeSpecial(MakeSpecial { parent, name, ownership, kind: (*kind).into() }),
+        Entry::Special(kind) => {
+            Operation::MakeSpecial(MakeSpecial { parent, name, ownership, kind: (*kind).into(), device: 0 })
+        }
     }
 }
 

@@ -187,6 +187,7 @@ pub(crate) fn ownership(meta: &Metadata) -> Ownership {
         uid: meta.uid(),
         gid: meta.gid(),
         modified_ns: meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec()),
+        inherit: false,
     }
 }
 

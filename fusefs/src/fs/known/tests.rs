@@ -1,27 +1,10 @@
 //! What is believed, for how long, and what is taken back from the kernel.
 
 use super::*;
+use crate::fs::fake::node;
 use crate::fs::node::Kind;
 
 const HOUR: Duration = Duration::from_secs(3_600);
-
-fn node(inode: u64, kind: Kind) -> Node {
-    Node {
-        inode: InodeNumber(inode),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        links: 1,
-        modified_ns: 0,
-        changed_ns: 0,
-        created_ns: 0,
-        content: None,
-        target: Bytes::new(),
-        version: 1,
-    }
-}
 
 fn file(inode: u64) -> Arc<Node> {
     Arc::new(node(inode, Kind::File))

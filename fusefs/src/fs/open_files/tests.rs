@@ -22,21 +22,7 @@ impl OpenContent for Whole {
 }
 
 fn node(version: u64) -> Arc<Node> {
-    Arc::new(Node {
-        inode: InodeNumber(7),
-        kind: Kind::File,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        size: version * 100,
-        links: 1,
-        modified_ns: 0,
-        changed_ns: 0,
-        created_ns: 0,
-        content: None,
-        target: Bytes::new(),
-        version,
-    })
+    Arc::new(Node { size: version * 100, version, ..crate::fs::fake::node(7, Kind::File) })
 }
 
 fn open(files: &OpenFiles, version: u64, whole: bool) -> Opened {

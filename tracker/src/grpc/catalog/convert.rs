@@ -40,6 +40,7 @@ pub(super) fn node(inode: InodeNumber, node: &Node) -> v1::Node {
             _ => Bytes::new(),
         },
         version: content.version,
+        ..v1::Node::default()
     }
 }
 
@@ -57,8 +58,11 @@ pub(super) fn reply(mutated: Mutated) -> v1::MutateReply {
             fault: Fault::Unspecified.into(),
             message: String::new(),
             node: Option::map(made, |(inode, made)| node(inode, &made)),
+            others: Vec::new(),
         },
-        Err(Refusal { fault, message }) => v1::OperationResult { fault: fault.into(), message, node: None },
+        Err(Refusal { fault, message }) => {
+            v1::OperationResult { fault: fault.into(), message, node: None, others: Vec::new() }
+        }
     };
     v1::MutateReply { revision: mutated.revision.0, results: mutated.results.into_iter().map(result).collect() }
 }
@@ -117,6 +121,7 @@ fn operation(message: v1::Operation) -> Result<Submitted, Refusal> {
             };
             Operation::Rename(at(rename.parent, &rename.name)?, at(rename.new_parent, &rename.new_name)?, mode)
         }
+        Wire::WriteFile(_) | Wire::SetExtended(_) => return Err(invalid("not known yet")),
         Wire::Link(link) => Operation::Link(InodeNumber(link.inode), at(link.new_parent, &link.new_name)?),
     };
     Ok(Submitted::Plain(plain))

@@ -27,7 +27,7 @@ fn make_directory(name: &'static str, durable: bool) -> Request<v1::MutateReques
     };
     let operation = v1::Operation { operation: Some(v1::operation::Operation::MakeDirectory(make)) };
     let request_id = RequestId::random().to_wire();
-    Request::new(v1::MutateRequest { request_id, operations: vec![operation], durable })
+    Request::new(v1::MutateRequest { request_id, operations: vec![operation], durable, with_others: false })
 }
 
 #[tokio::test]
