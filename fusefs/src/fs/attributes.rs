@@ -173,6 +173,6 @@ impl FileSystem {
     }
 
     pub(super) fn found(&self, node: Option<Arc<Node>>, trust: Trust) -> Found {
-        Found { node: node.map(|node| self.open.as_seen(node)), keep: kernel_may_keep(trust) }
+        Found { node: node.map(|node| self.as_written(self.open.as_seen(node))), keep: kernel_may_keep(trust) }
     }
 }

@@ -19,6 +19,7 @@ mod directories;
 mod reading;
 mod siblings;
 mod watch;
+mod writing;
 mod xattr;
 
 #[cfg(test)]
@@ -53,6 +54,7 @@ use siblings::Siblings;
 pub use attributes::Found;
 pub use directories::{Entry, Page};
 pub use reading::Whence;
+pub use writing::{Reserve, ResizedBy, Writing};
 pub use xattr::PREFIX as ATTRIBUTE_PREFIX;
 
 /// Names and inodes that are remembered; about 400 bytes each.
@@ -96,6 +98,8 @@ pub struct FileSystem {
     open: OpenFiles,
     directories: Directories,
     siblings: Mutex<Siblings>,
+    /// None: the mount is read-only.
+    writing: Option<Writing>,
     capacity: Mutex<Option<(Instant, v1::StatFsReply)>>,
     invalidations: Invalidations,
     kernel: OnceLock<Arc<dyn Kernel>>,
@@ -115,6 +119,7 @@ impl FileSystem {
         catalog: Arc<dyn Catalog>,
         content: Arc<dyn Content>,
         locator: Arc<dyn Locator>,
+        writing: Option<Writing>,
         invalidations: Invalidations,
         tasks: TaskTracker,
     ) -> Self {
@@ -134,6 +139,7 @@ impl FileSystem {
             catalog,
             content,
             locator,
+            writing,
             invalidations,
             tasks,
         }

@@ -140,6 +140,7 @@ impl TellKernel {
                 self.notifier.inval_entry(self.numbers.to_kernel(*parent), OsStr::from_bytes(name))
             }
             // A negative offset leaves the pages alone: dropping them could wait for a read of ours.
+            Invalidation::Content(inode) => self.notifier.inval_inode(self.numbers.to_kernel(*inode), 0, 0),
             Invalidation::Attributes(inode) => self.notifier.inval_inode(self.numbers.to_kernel(*inode), -1, 0),
         };
         if let Err(error) = told {

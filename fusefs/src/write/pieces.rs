@@ -164,6 +164,22 @@ impl Pieces {
         moved
     }
 
+    /// The same changes over another base, of `size` bytes: what was not changed is the base's.
+    pub fn over_base(&self, size: u64) -> Self {
+        let mut over = Self::new(size);
+        let changed = self.over_pieces(ByteRange::at(0, self.size)).into_iter();
+        for (range, piece) in changed {
+            if let Some(stamp) = piece.unsaved {
+                over.grow(range.end, stamp);
+                over.put(range, piece);
+            }
+        }
+        if let Some(stamp) = self.resized {
+            over.resize(self.size, stamp);
+        }
+        over
+    }
+
     /// Whether a range lies wholly in the spool, unsaved.
     pub fn is_unsaved(&self, range: ByteRange) -> bool {
         range.end <= self.size

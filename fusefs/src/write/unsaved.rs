@@ -46,8 +46,6 @@ pub struct Shape {
     pub changed_ns: Option<i64>,
     /// As `modified_ns`.
     pub accessed_ns: Option<i64>,
-    /// Its set-id bits go with the next save.
-    pub clear_set_id: bool,
 }
 
 /// Where a write goes.
@@ -84,8 +82,6 @@ pub struct Save {
     pub changed_ns: i64,
     /// If somebody said so.
     pub accessed_ns: Option<i64>,
-    /// Take its set-id bits away.
-    pub clear_set_id: bool,
     /// All that is unsaved was appended.
     pub appended: bool,
     /// What was sent already, by where it begins.
@@ -112,7 +108,6 @@ struct Inner {
     modified_ns: Option<i64>,
     changed_ns: Option<i64>,
     accessed_ns: Option<i64>,
-    clear_set_id: Option<Stamp>,
     /// The last change that was not an append.
     not_appended: Option<Stamp>,
     early: BTreeMap<u64, Early>,
@@ -140,7 +135,6 @@ impl Unsaved {
             modified_ns: None,
             changed_ns: None,
             accessed_ns: None,
-            clear_set_id: None,
             not_appended: None,
             early: BTreeMap::new(),
             wasted: 0,
@@ -206,7 +200,6 @@ impl Unsaved {
             modified_ns: inner.modified_ns,
             changed_ns: inner.changed_ns,
             accessed_ns: inner.accessed_ns,
-            clear_set_id: inner.clear_set_id.is_some(),
         }
     }
 
@@ -301,12 +294,6 @@ impl Unsaved {
         true
     }
 
-    /// A process without the right to keep them wrote: the set-id bits go.
-    pub fn clear_set_id(&self) {
-        let mut inner = self.inner.lock();
-        inner.clear_set_id = Some(inner.stamp);
-    }
-
     /// Where the bytes of a range are, in order; and the base, for those that are there.
     pub fn plan(&self, range: ByteRange) -> (Vec<(ByteRange, Source)>, Base, Option<Arc<SpoolFile>>) {
         let inner = self.inner.lock();
@@ -337,7 +324,6 @@ impl Unsaved {
             modified_ns: inner.modified_ns.unwrap_or_default(),
             changed_ns: inner.changed_ns.unwrap_or_default(),
             accessed_ns: inner.accessed_ns,
-            clear_set_id: inner.clear_set_id.is_some(),
             appended: inner.not_appended.is_none() && inner.pieces.is_append_to(inner.base.manifest.size()),
             early: inner.early.clone(),
         })
@@ -349,7 +335,6 @@ impl Unsaved {
         inner.pieces.settle(stamp);
         inner.base = base;
         let past = |at: Option<Stamp>| at.filter(|at| *at > stamp);
-        inner.clear_set_id = past(inner.clear_set_id);
         inner.not_appended = past(inner.not_appended);
         inner.early.clear();
         if !inner.pieces.is_dirty() {
@@ -371,7 +356,14 @@ impl Unsaved {
         true
     }
 
-    /// Give up what is unsaved, if nothing was written since `stamp`: the file is `base` again.
+    /// The base was replaced on purpose: what is unsaved lies over the new one.
+    pub fn replaced(&self, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces = inner.pieces.over_base(base.manifest.size());
+        inner.base = base;
+    }
+
+    /// Give up what is unsaved: the file is `base` again.
     pub fn give_up(&self, base: Base) {
         self.inner.lock().restart(base);
     }
@@ -448,7 +440,7 @@ impl Inner {
         self.base = base;
         self.file = None;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
-        (self.clear_set_id, self.not_appended) = (None, None);
+        self.not_appended = None;
         self.early.clear();
     }
 

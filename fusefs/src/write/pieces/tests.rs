@@ -155,3 +155,16 @@ fn an_append_moves_behind_another_base() {
     assert!(moved.is_append_to(300));
     assert_eq!(moved.size(), 355);
 }
+
+#[test]
+fn changes_lie_over_another_base() {
+    let mut pieces = Pieces::new(100);
+    pieces.write(ByteRange::at(10, 5), 1);
+    pieces.settle(1);
+    pieces.write(ByteRange::at(20, 5), 2);
+    let over = pieces.over_base(200);
+    assert_eq!(over.changed(), [(ByteRange::at(20, 5), Source::Spool)]);
+    assert_eq!(over.size(), 200);
+    pieces.resize(30, 3);
+    assert_eq!(pieces.over_base(200).size(), 30);
+}
