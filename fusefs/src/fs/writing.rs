@@ -339,6 +339,12 @@ impl FileSystem {
         self.invalidations.send([Invalidation::Content(unsaved.inode()), Invalidation::Attributes(unsaved.inode())]);
     }
 
+    /// Times of a file that is not saved yet; they go with its save. False: nothing of it is unsaved.
+    pub(super) fn set_times_of_unsaved(&self, inode: InodeNumber, modified_ns: Option<i64>, accessed_ns: Option<i64>) -> bool {
+        let some = modified_ns.is_some() || accessed_ns.is_some();
+        some && self.written(inode).is_some_and(|written| written.unsaved.set_times(modified_ns, accessed_ns, now_ns()))
+    }
+
     /// An inode as processes of this mount see it while it is being written.
     pub(super) fn as_written(&self, node: Arc<Node>) -> Arc<Node> {
         let Some(written) = self.written(node.inode) else { return node };

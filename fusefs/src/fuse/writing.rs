@@ -9,14 +9,14 @@ use swarm_proto::ByteRange;
 
 use super::changing::{is_status, maker};
 use super::convert::{GENERATION, errno};
-use super::{GRACE, Operations, id_of, status_file};
+use super::{Operations, id_of, status_file};
 use crate::errno::Errno;
 use crate::fs::open_files::{Mode, Opened};
 use crate::fs::{FileSystem, Reserve};
 use crate::write::unsaved::At;
 
 /// A save goes on as long as it gets on: each of its waits has an end of its own.
-const SAVE_LIMIT: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const SAVE_LIMIT: Duration = Duration::from_secs(24 * 3_600);
 
 /// Flags of open(2).
 mod flag {
@@ -106,7 +106,7 @@ impl Operations {
         F: Future<Output = Result<(), Errno>> + Send + 'static,
     {
         let work = how(self.fs.clone());
-        self.answer_at_once(operation, SAVE_LIMIT - GRACE, work, |done| match done {
+        self.answer_at_once(operation, SAVE_LIMIT, work, |done| match done {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error),
         });
@@ -137,7 +137,7 @@ impl Operations {
             let (from, to) = ((numbers.to_catalog(from.0), from.1), (numbers.to_catalog(to.0), to.1));
             fs.copy_range(from, to, length.min(MOST)).await
         };
-        self.answer("copy_file_range", SAVE_LIMIT - GRACE, work, |copied| match copied {
+        self.answer("copy_file_range", SAVE_LIMIT, work, |copied| match copied {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error),
         });

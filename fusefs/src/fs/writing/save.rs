@@ -227,7 +227,7 @@ impl FileSystem {
                     inherit: false,
                 }),
                 size: manifest.size(),
-                if_exists: v1::IfExists::IfExistsFail.into(),
+                if_exists: v1::IfExists::Fail.into(),
                 base_version: 0,
                 acknowledged: writing.outbox.acknowledged(&ids),
                 content: content.clone(),
@@ -263,7 +263,7 @@ impl FileSystem {
     }
 
     /// Where the end of a file moved, or its bytes are others than the kernel has.
-    fn show_anew(&self, inode: InodeNumber) {
+    pub(super) fn show_anew(&self, inode: InodeNumber) {
         use crate::fs::invalidation::Invalidation;
         self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
     }
