@@ -12,9 +12,9 @@ const JOBS: &str = "4";
 /// Name, and what fio is told of how it writes.
 const WRITERS: [(&str, &[&str]); 5] = [
     ("sequential", &["--rw=write", "--bs=1m", "--size=256m"]),
-    ("sequential-odd", &["--rw=write", "--bs=37k", "--size=64m"]),
+    ("sequential-odd", &["--rw=write", "--bs=37k", "--size=62900k"]),
     ("random", &["--rw=randwrite", "--bs=4k", "--size=64m", "--fsync=1024"]),
-    ("random-sizes", &["--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned", "--size=64m", "--norandommap=0"]),
+    ("random-sizes", &["--rw=randwrite", "--bsrange=4k-256k", "--size=64m"]),
     ("random-mmap", &["--rw=randwrite", "--bs=4k", "--size=64m", "--ioengine=mmap"]),
 ];
 

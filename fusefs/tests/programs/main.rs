@@ -12,10 +12,16 @@
 #[path = "../cluster/harness/mod.rs"]
 mod harness;
 
+mod cargo_build;
 mod fio;
 mod fsx;
+mod git;
 mod listed;
 mod place;
 mod posix;
 mod program;
+mod rsync;
+mod sqlite;
+mod tar;
 mod tools;
+mod trees;
