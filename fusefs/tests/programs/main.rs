@@ -22,6 +22,7 @@ mod posix;
 mod program;
 mod rsync;
 mod sqlite;
+mod stress;
 mod tar;
 mod tools;
 mod trees;

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::harness::{rounds, write_random};
 use crate::place::{Place, scratch};
 use crate::program::program;
-use crate::trees::{assert_same_tree_and_attributes, odd_tree};
+use crate::trees::{age, assert_same_tree_and_attributes, odd_tree};
 
 fn rsync(words: &[&str], from: &Path, to: &Path) -> String {
     let from = format!("{}/", from.display());
@@ -25,6 +25,7 @@ fn a_tree_is_copied_in_and_out_and_brought_up_to_date() {
     let scratch = scratch();
     let (source, inside, back) = (scratch.path().join("source"), place.path("tree"), scratch.path().join("back"));
     odd_tree(&source, rounds(1_000, 10_000));
+    age(&source, 1);
     rsync(&[], &source, &inside);
     assert_same_tree_and_attributes(&source, &inside);
     assert_eq!(rsync(&["--dry-run"], &source, &inside), "", "rsync finds a difference after it copied");
@@ -35,9 +36,12 @@ fn a_tree_is_copied_in_and_out_and_brought_up_to_date() {
         std::fs::write(source.join(format!("many/000/new-{seed}")), "new").unwrap();
         std::fs::remove_dir_all(source.join(format!("many/00{seed}"))).unwrap();
         std::fs::rename(source.join("links/other"), source.join("links/renamed")).unwrap();
+        age(&source, 2 * seed);
         rsync(&["--delete", way], &source, &inside);
         std::fs::rename(source.join("links/renamed"), source.join("links/other")).unwrap();
-        rsync(&["--delete", way, "--no-whole-file"], &source, &inside);
+        age(&source, 2 * seed + 1);
+        write_random(&source.join("kinds/large"), (7 << 20) + 5 * seed, seed);
+        rsync(&["--delete", "--no-whole-file"], &source, &inside);
         assert_same_tree_and_attributes(&source, &inside);
     }
 

@@ -5,10 +5,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps, mknodat, utimensat};
 
 use crate::harness::data::list;
 use crate::harness::{assert_same_tree, write_random};
@@ -92,13 +93,24 @@ pub(crate) fn odd_tree(folder: &Path, files: usize) {
     }
     std::fs::create_dir(kinds.join("sticky")).unwrap();
     std::fs::set_permissions(kinds.join("sticky"), PermissionsExt::from_mode(0o1777)).unwrap();
-    let pipe = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, kinds.join("pipe"), pipe, 0o640.into(), 0).unwrap();
+    mknodat(CWD, kinds.join("pipe"), FileType::Fifo, 0o640.into(), 0).unwrap();
     write_random(&kinds.join("large"), (9 << 20) + 12_345, 5);
     std::fs::write(kinds.join("empty"), "").unwrap();
     let sparse = File::create(kinds.join("sparse")).unwrap();
     sparse.write_all_at(b"middle", 70 << 20).unwrap();
     sparse.set_len(100 << 20).unwrap();
+}
+
+/// Give all but files times of long ago, all different: of those, rsync takes times within one second for the same.
+pub(crate) fn age(folder: &Path, days: u64) {
+    for (index, name) in (0..).zip(list(folder)) {
+        let path = folder.join(name);
+        if !path.symlink_metadata().unwrap().is_file() {
+            let past = Timespec { tv_sec: 1_600_000_000 + days.cast_signed() * 86_400 + index, tv_nsec: 123_456_789 };
+            let times = Timestamps { last_access: past, last_modification: past };
+            utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        }
+    }
 }
 
 /// Names, kinds, targets, modes and bytes are the same, and so are times, owners and which names are one file.
