@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 DIR ?= ./swarm
 
-.PHONY: help setup setup-test setup-bench build release up lint fmt test soak bench clean
+.PHONY: help setup setup-test setup-soak setup-bench build release up lint fmt test soak bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,7 +12,10 @@ setup: ## Install what building and mounting need (Debian packages; asks for roo
 	@deploy/install-packages.sh cc:gcc make:make fusermount3:fuse3
 
 setup-test: setup ## Install what the tests need besides
-	@deploy/install-packages.sh getfattr:attr ip:iproute2 tar:tar
+	@deploy/install-packages.sh getfattr:attr git:git ip:iproute2 rsync:rsync sqlite3:sqlite3 tar:tar
+
+setup-soak: setup-test ## Install what the full rounds need besides
+	@deploy/install-packages.sh fio:fio stress-ng:stress-ng
 
 setup-bench: setup-test ## Install what the benchmarks compare with
 	@deploy/install-packages.sh sshfs:sshfs sshd:openssh-server fio:fio
@@ -39,8 +42,8 @@ test: setup-test ## All tests, in a short form where there is a long one
 	cargo build --locked --workspace --lib --bins --tests
 	cargo test --locked --workspace --lib --bins --tests --no-fail-fast
 
-soak: setup-test release ## The full rounds and the shaped networks, with their figures (root)
-	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster -- --test-threads=1 --nocapture
+soak: setup-soak release ## The full rounds and the shaped networks, with their figures (root)
+	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster --test programs -- --test-threads=1 --nocapture
 
 bench: setup-bench release ## The speed table, written to docs/BENCHMARKS.md (root)
 	cargo bench --locked -p swarm-fusefs --bench table

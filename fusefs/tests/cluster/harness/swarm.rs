@@ -16,6 +16,8 @@ pub(crate) struct MountOptions {
     pub(crate) extra: Vec<String>,
     /// Its cache folder, if not one of its own.
     pub(crate) cache: Option<PathBuf>,
+    /// Where it is mounted, if not in the swarm's folder.
+    pub(crate) folder: Option<PathBuf>,
     /// Read the files of the seeders, which are all on this machine; else, as if they were not, over the network.
     pub(crate) local_reads: bool,
 }
@@ -202,7 +204,7 @@ impl Swarm {
     pub(crate) fn mount_at(&mut self, url: &str, options: MountOptions) -> Mounted {
         let index = self.mounts_made;
         self.mounts_made += 1;
-        let folder = self.folder.path().join(format!("mount-{index}"));
+        let folder = options.folder.unwrap_or_else(|| self.folder.path().join(format!("mount-{index}")));
         std::fs::create_dir_all(&folder).unwrap();
         let cache = options.cache.unwrap_or_else(|| self.folder.path().join(format!("cache-{index}")));
         let admin = format!("127.0.0.1:{}", free_port());

@@ -1,0 +1,63 @@
+//! fsx: random operations on one file, every read compared with what was written.
+
+use std::time::Duration;
+
+use crate::harness::rounds;
+use crate::place::{Place, scratch};
+use crate::program::program;
+use crate::tools::installed;
+
+const VERSION: &str = "0.3.2";
+
+/// Operations of every kind, those that reach the swarm now and then.
+const WEIGHTS: &str = "
+[weights]
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+truncate = 5
+punch_hole = 5
+copy_file_range = 2
+posix_fallocate = 2
+sendfile = 2
+posix_fadvise = 1
+close_open = 1
+fsync = 1
+fdatasync = 1
+invalidate = 1
+";
+
+/// A file within one segment, and one of several with operations that cross from one to the next.
+const SHAPES: [(&str, &str); 2] =
+    [("small", "flen = 262144\n[opsize]\nmax = 65536\n"), ("large", "flen = 13000000\n[opsize]\nmax = 900000\n")];
+
+const SEEDS: [u64; 3] = [1, 20, 300];
+
+#[test]
+fn random_operations_on_a_file_make_no_difference() {
+    let suite = installed("fsx", VERSION);
+    let Some(place) = Place::one() else { return };
+    let scratch = scratch();
+    for (shape, config) in SHAPES {
+        let path = scratch.path().join(format!("{shape}.toml"));
+        std::fs::write(&path, format!("{config}{WEIGHTS}")).unwrap();
+        // The larger file moves some forty times the bytes.
+        let operations = if shape == "small" { rounds(5_000, 100_000) } else { rounds(500, 10_000) };
+        for seed in SEEDS {
+            let file = place.path(&format!("{shape}-{seed}"));
+            let run = program(&suite)
+                .args(&["-N", &operations.to_string(), "-S", &seed.to_string(), "-f"])
+                .arg(&path)
+                .arg("-P")
+                .arg(scratch.path())
+                .arg(&file)
+                .within(Duration::from_secs(rounds(300, 3_600) as u64))
+                .run();
+            let whole = run.status.success() && run.text().contains("A-OK");
+            assert!(whole, "fsx {shape}, seed {seed}, of {operations} operations: {}", run.says());
+            eprintln!("fsx {shape}, seed {seed}: {operations} operations took {:?}", run.took);
+        }
+    }
+    place.end();
+}
