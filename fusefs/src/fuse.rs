@@ -6,8 +6,8 @@
 mod changing;
 mod convert;
 mod session;
-mod writing;
 pub(crate) mod status_file;
+mod writing;
 
 pub use session::{Session, SessionConfig};
 
@@ -288,6 +288,7 @@ impl Filesystem for Operations {
         reply: ReplyEmpty,
     ) {
         if !self.status.release(handle) {
+            let _within = self.runtime.enter();
             self.fs.release(handle.0);
         }
         reply.ok();
@@ -419,7 +420,11 @@ impl Filesystem for Operations {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.set_attributes(inode, Wanted { mode, uid, gid, size, by_handle: handle.is_some(), accessed, modified }, reply);
+        self.set_attributes(
+            inode,
+            Wanted { mode, uid, gid, size, by_handle: handle.is_some(), accessed, modified },
+            reply,
+        );
     }
 
     fn mknod(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, device: u32, reply: ReplyEntry) {
@@ -459,16 +464,7 @@ impl Filesystem for Operations {
         self.move_name((parent, name), (new_parent, new_name), flags, reply);
     }
 
-    fn create(
-        &self,
-        who: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _: u32,
-        _: i32,
-        reply: ReplyCreate,
-    ) {
+    fn create(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: i32, reply: ReplyCreate) {
         self.create_file(who, parent, name, mode, reply);
     }
 

@@ -55,8 +55,8 @@ use open_files::OpenFiles;
 use siblings::Siblings;
 
 pub use attributes::Found;
-pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub(crate) use changing::nanoseconds;
+pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub use directories::{Entry, Page};
 pub use reading::Whence;
 pub use writing::{Reserve, ResizedBy, Writing};

@@ -96,10 +96,8 @@ impl Answered<'_> {
         tracing::debug!(?fault, message, "a change of the catalog was refused");
         // The kernel asks for nothing that it knows to be in vain: it knew otherwise, or knew nothing. All other
         // refusals say nothing of names.
-        self.guard.concluded = !matches!(
-            fault,
-            Fault::NotFound | Fault::Exists | Fault::Stale | Fault::NotDirectory | Fault::IsDirectory
-        );
+        self.guard.concluded =
+            !matches!(fault, Fault::NotFound | Fault::Exists | Fault::Stale | Fault::NotDirectory | Fault::IsDirectory);
         Err(errno::of_fault(fault))
     }
 

@@ -24,6 +24,8 @@ use super::invalidation::Invalidation;
 use super::node::Node;
 use super::open_files::Opened;
 use super::{FileSystem, Found};
+use save::Saved;
+
 use crate::errno::{self, Errno};
 use crate::write::pieces::Source;
 use crate::write::spool::State;
@@ -235,7 +237,7 @@ impl FileSystem {
             }
             match by {
                 ResizedBy::Handle => Ok(()),
-                ResizedBy::Name => self.save(&written, AckLevel::Close).await,
+                ResizedBy::Name => self.save(&written, AckLevel::Close).await.map(|_| ()),
             }
         };
         let outcome = outcome.await;
@@ -270,7 +272,7 @@ impl FileSystem {
     /// A handle is being closed: save what is unsaved.
     pub async fn flush(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
         match self.written(inode) {
-            Some(written) => self.save(&written, AckLevel::Close).await,
+            Some(written) => self.save(&written, AckLevel::Close).await.map(|_| ()),
             None => Ok(()),
         }
     }
@@ -297,22 +299,26 @@ impl FileSystem {
             return;
         }
         if !written.unsaved.is_dirty() {
-            return self.let_go(&written);
+            return self.let_go(&written, Saved::Here);
         }
         let this = self.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = this.save(&written, AckLevel::Close).await {
-                this.keep(&written, error).await;
-            }
-            this.let_go(&written);
+            let saved = match this.save(&written, AckLevel::Close).await {
+                Ok(saved) => saved,
+                Err(error) => {
+                    this.keep(&written, error).await;
+                    Saved::Here
+                }
+            };
+            this.let_go(&written, saved);
         });
     }
 
     /// Forget a file that nobody writes any more, unless something is unsaved again.
-    fn let_go(&self, written: &Arc<Written>) {
+    fn let_go(&self, written: &Arc<Written>, saved: Saved) {
         let Some(writing) = &self.writing else { return };
         let mut open = writing.open.lock();
-        if written.unsaved.writers() == 0 && !written.unsaved.is_dirty() {
+        if written.unsaved.writers() == 0 && (saved == Saved::Nameless || !written.unsaved.is_dirty()) {
             open.files.remove(&written.unsaved.inode());
         }
     }
@@ -340,7 +346,12 @@ impl FileSystem {
     }
 
     /// Times of a file that is not saved yet; they go with its save. False: nothing of it is unsaved.
-    pub(super) fn set_times_of_unsaved(&self, inode: InodeNumber, modified_ns: Option<i64>, accessed_ns: Option<i64>) -> bool {
+    pub(super) fn set_times_of_unsaved(
+        &self,
+        inode: InodeNumber,
+        modified_ns: Option<i64>,
+        accessed_ns: Option<i64>,
+    ) -> bool {
         let some = modified_ns.is_some() || accessed_ns.is_some();
         some && self.written(inode).is_some_and(|written| written.unsaved.set_times(modified_ns, accessed_ns, now_ns()))
     }

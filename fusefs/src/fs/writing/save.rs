@@ -29,6 +29,15 @@ const ATTEMPTS: u32 = 8;
 /// Pauses while nobody answers.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// How a save ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Saved {
+    /// The swarm has it.
+    Here,
+    /// The file has no name any more: what was written to it goes with its last handle.
+    Nameless,
+}
+
 /// Why a save did not come to its end.
 pub(super) enum Setback {
     /// Begin again: what was sent is not held any more, or the file changed under our eyes.
@@ -44,32 +53,32 @@ impl FileSystem {
     ///
     /// Errors: [`Errno::STALE`] if another mount was faster: its version stays, and a conflict copy has ours;
     ///         [`Errno::NOSPC`], [`Errno::IO`], [`Errno::TIMEDOUT`]: it stays unsaved.
-    pub(in crate::fs) async fn save(self: &Arc<Self>, written: &Arc<Written>, level: AckLevel) -> Result<(), Errno> {
+    pub(super) async fn save(self: &Arc<Self>, written: &Arc<Written>, level: AckLevel) -> Result<Saved, Errno> {
         let writing = self.writing()?;
         let unsaved = &written.unsaved;
         // Whoever saves it now ends by its own timeouts; several of them may come one after the other.
         let turn = tokio::time::timeout(writing.timeout * 2, unsaved.saving.lock());
         let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
         for _ in 0..ATTEMPTS {
-            let Some(save) = unsaved.begin_save() else { return Ok(()) };
+            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Here) };
             let inode = unsaved.inode();
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
-                // Nobody can open it any more: what is written to it goes with its last handle.
-                return Ok(());
+                return Ok(Saved::Nameless);
             }
             if let (Some(file), Some(note)) = (&save.file, unsaved.note(State::Saving, None)) {
                 file.saving(note).map_err(|error| spool_error(&error))?;
             }
             match self.try_save(writing, written, &save, level).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Saved::Here),
                 Err(Setback::Again) => {}
                 Err(Setback::Failed(error)) => return Err(error),
                 Err(Setback::Raced(winner)) => {
                     let version = self.version_of(&winner, None).await?;
                     let base = base_of(&winner, &version);
                     if !save.appended {
-                        return self.lose(writing, written, &save, base).await;
+                        self.lose(writing, written, &save, base).await?;
+                        return Err(Errno::STALE);
                     }
                     unsaved.rebase(base).map_err(|error| spool_error(&error))?;
                     self.show_anew(inode);
@@ -192,7 +201,7 @@ impl FileSystem {
         self.write_conflict_copy(writing, inode, save).await?;
         written.unsaved.give_up(winner);
         self.show_anew(inode);
-        Err(Errno::STALE)
+        Ok(())
     }
 
     async fn write_conflict_copy(
