@@ -13,6 +13,7 @@
 mod harness;
 
 mod cargo_build;
+mod close_to_open;
 mod fio;
 mod fsx;
 mod git;
@@ -26,3 +27,4 @@ mod stress;
 mod tar;
 mod tools;
 mod trees;
+mod worker;
