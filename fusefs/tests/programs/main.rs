@@ -18,6 +18,7 @@ mod fio;
 mod fsx;
 mod git;
 mod listed;
+mod model;
 mod place;
 mod posix;
 mod program;
