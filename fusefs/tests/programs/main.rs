@@ -13,10 +13,12 @@
 mod harness;
 
 mod cargo_build;
+mod close_to_open;
 mod fio;
 mod fsx;
 mod git;
 mod listed;
+mod model;
 mod place;
 mod posix;
 mod program;
@@ -26,3 +28,4 @@ mod stress;
 mod tar;
 mod tools;
 mod trees;
+mod worker;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::harness::swarm::drop_caches;
-use crate::harness::{MountOptions, Mounted, Swarm};
+use crate::harness::swarm::{Mounted, drop_caches};
+use crate::harness::{MountOptions, Swarm};
 
 /// Names a plain folder to work in instead of a mount.
 const PLAIN_FOLDER: &str = "SWARM_TEST_FOLDER";

@@ -10,7 +10,7 @@ pub(crate) mod process;
 pub(crate) mod swarm;
 
 pub(crate) use data::{assert_same_file, assert_same_tree, read_in_steps, write_random};
-pub(crate) use swarm::{MountOptions, Mounted, Swarm};
+pub(crate) use swarm::{MountOptions, Swarm};
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,465 @@
+//! What must come of an operation. PURE.
+//!
+//! One tree of names, the same for both views; of a file's bytes, what is committed, what a view has unsaved, and
+//! which version a view with open handles shows.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+
+use super::operation::{Access, Operation, Path, SLOTS, Slot, View};
+
+/// Longest chain of symbolic links that is followed.
+const MOST_LINKS: usize = 40;
+
+type Index = usize;
+type Result<T> = std::result::Result<T, Errno>;
+
+/// What stands behind the two views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Views {
+    /// The same plain folder: all is shown at once.
+    OneFolder,
+    /// Two mounts: close-to-open.
+    Mounts,
+}
+
+/// What an operation gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    Failed(Errno),
+    Bytes(Vec<u8>),
+    Names(Vec<String>),
+    Target(String),
+    /// Kind and mode; length and number of names, but of folders.
+    Attributes {
+        kind: &'static str,
+        mode: u32,
+        length: Option<usize>,
+        links: Option<usize>,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Folder(BTreeMap<u8, Index>),
+    File(Content),
+    Link(String),
+}
+
+/// A file's bytes as each view has them.
+#[derive(Debug, Clone, Default)]
+struct Content {
+    committed: Vec<u8>,
+    /// Unsaved writes, of one view at a time.
+    unsaved: Option<(View, Vec<u8>)>,
+    /// The version that a view with open handles shows.
+    shown: [Vec<u8>; 2],
+}
+
+#[derive(Debug, Clone)]
+struct Inode {
+    kind: Kind,
+    mode: u32,
+    links: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Handle {
+    inode: Index,
+    access: Access,
+}
+
+/// The model.
+#[derive(Debug, Clone)]
+pub(crate) struct Reference {
+    views: Views,
+    inodes: Vec<Inode>,
+    handles: [[Option<Handle>; SLOTS]; 2],
+}
+
+impl Reference {
+    pub(crate) fn new(views: Views) -> Self {
+        let root = Inode { kind: Kind::Folder(BTreeMap::new()), mode: 0o755, links: 1 };
+        Self { views, inodes: vec![root], handles: Default::default() }
+    }
+
+    /// What comes of it; nothing, and nothing changes, if it is none of the operations that have one answer.
+    pub(crate) fn apply(&mut self, operation: &Operation) -> Option<Outcome> {
+        if !self.has_one_answer(operation) {
+            return None;
+        }
+        Some(self.result(operation).unwrap_or_else(Outcome::Failed))
+    }
+
+    /// Every path that there is, and whether it is a folder.
+    pub(crate) fn paths(&self) -> Vec<(Path, bool)> {
+        let mut paths = Vec::new();
+        let mut left = vec![(Vec::new(), 0)];
+        while let Some((path, index)) = left.pop() {
+            let Kind::Folder(names) = &self.inodes[index].kind else { continue };
+            for (name, index) in names {
+                let below = [path.as_slice(), &[*name]].concat();
+                paths.push((Path(below.clone()), matches!(self.inodes[*index].kind, Kind::Folder(_))));
+                left.push((below, *index));
+            }
+        }
+        paths
+    }
+
+    /// Whether this name is there, and as what.
+    pub(crate) fn kind_of(&self, path: &[u8]) -> Option<&'static str> {
+        self.find(path).ok().map(|index| self.kind_name(index))
+    }
+
+    pub(crate) fn open_slots(&self, view: View) -> Vec<Slot> {
+        (0..SLOTS).filter(|slot| self.handles[view][*slot].is_some()).collect()
+    }
+
+    /// Slots in use or not are as the operation needs them, and no two views have unsaved writes to one file.
+    pub(crate) fn has_one_answer(&self, operation: &Operation) -> bool {
+        match operation {
+            Operation::Write { view, path, .. }
+            | Operation::SetLength { view, path, .. }
+            | Operation::Truncate { view, path } => self.may_write(*view, path),
+            Operation::Open { view, slot, path, access } => {
+                let free = self.handles[*view][*slot].is_none();
+                free && (*access == Access::Read || self.may_write(*view, path))
+            }
+            Operation::HandleRead { view, slot } => self.handles[*view][*slot].is_some(),
+            Operation::HandleWrite { view, slot, .. } | Operation::HandleSetLength { view, slot, .. } => {
+                self.handles[*view][*slot].is_some_and(|handle| handle.access == Access::Write)
+            }
+            Operation::HandleSync { view, slot } | Operation::HandleClose { view, slot } => {
+                self.handles[*view][*slot].is_some()
+            }
+            _ => true,
+        }
+    }
+
+    fn may_write(&self, view: View, path: &[u8]) -> bool {
+        let Ok(index) = self.follow(path) else { return true };
+        let writes = |handle: &Handle| handle.inode == index && handle.access == Access::Write;
+        self.views == Views::OneFolder || !self.handles[1 - view].iter().flatten().any(writes)
+    }
+
+    fn result(&mut self, operation: &Operation) -> Result<Outcome> {
+        match operation {
+            Operation::Create { path, .. } => {
+                self.add(path, Kind::File(Content::default()), 0o644)?;
+            }
+            Operation::MakeFolder { path, .. } => {
+                self.add(path, Kind::Folder(BTreeMap::new()), 0o755)?;
+            }
+            Operation::Symlink { path, target, .. } => {
+                self.add(path, Kind::Link(target.clone()), 0o777)?;
+            }
+            Operation::Write { view, path, offset, bytes } => {
+                let index = self.opened(*view, path)?;
+                self.edit(*view, index, |content| write(content, *offset, &bytes.make()));
+                self.commit(*view, index);
+            }
+            Operation::SetLength { view, path, length } => {
+                let index = self.opened(*view, path)?;
+                self.edit(*view, index, |content| content.resize(*length, 0));
+                self.commit(*view, index);
+            }
+            Operation::Truncate { view, path } => {
+                let index = self.opened(*view, path)?;
+                self.edit(*view, index, Vec::clear);
+                self.commit(*view, index);
+            }
+            Operation::Read { view, path } => {
+                let index = self.opened(*view, path)?;
+                return self.bytes(*view, index);
+            }
+            Operation::Stat { view, path } => return Ok(self.attributes(*view, self.find(path)?)),
+            Operation::List { path, .. } => return self.list(path),
+            Operation::ReadLink { path, .. } => match &self.inodes[self.find(path)?].kind {
+                Kind::Link(target) => return Ok(Outcome::Target(target.clone())),
+                _ => return Err(Errno::INVAL),
+            },
+            Operation::Chmod { path, mode, .. } => {
+                let index = self.follow(path)?;
+                self.inodes[index].mode = *mode;
+            }
+            Operation::Rename { from, to, .. } => self.rename(from, to)?,
+            Operation::Exchange { from, to, .. } => self.exchange(from, to)?,
+            Operation::Link { from, to, .. } => self.link(from, to)?,
+            Operation::Unlink { path, .. } => self.unlink(path)?,
+            Operation::RemoveFolder { path, .. } => self.remove_folder(path)?,
+            Operation::Open { view, slot, path, access } => {
+                let inode = self.opened(*view, path)?;
+                self.handles[*view][*slot] = Some(Handle { inode, access: *access });
+            }
+            Operation::HandleRead { view, slot } => return self.bytes(*view, self.handle(*view, *slot).inode),
+            Operation::HandleWrite { view, slot, offset, bytes } => {
+                let index = self.handle(*view, *slot).inode;
+                self.edit(*view, index, |content| write(content, *offset, &bytes.make()));
+            }
+            Operation::HandleSetLength { view, slot, length } => {
+                let index = self.handle(*view, *slot).inode;
+                self.edit(*view, index, |content| content.resize(*length, 0));
+            }
+            Operation::HandleSync { view, slot } => self.commit(*view, self.handle(*view, *slot).inode),
+            Operation::HandleClose { view, slot } => {
+                let handle = self.handle(*view, *slot);
+                self.commit(*view, handle.inode);
+                self.handles[*view][*slot] = None;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn handle(&self, view: View, slot: Slot) -> Handle {
+        self.handles[view][slot].expect("looked at before")
+    }
+
+    /// A file that a view opens; from now on the view shows its newest version.
+    fn opened(&mut self, view: View, path: &[u8]) -> Result<Index> {
+        let index = self.follow(path)?;
+        match &mut self.inodes[index].kind {
+            // Reading a folder fails when it is read, which is the same for who opens and reads.
+            Kind::Folder(_) => return Err(Errno::ISDIR),
+            Kind::Link(_) => unreachable!("followed"),
+            Kind::File(content) => match &content.unsaved {
+                Some((owner, _)) if *owner == view => {}
+                _ => content.shown[view] = content.committed.clone(),
+            },
+        }
+        Ok(index)
+    }
+
+    fn file(&mut self, index: Index) -> &mut Content {
+        match &mut self.inodes[index].kind {
+            Kind::File(content) => content,
+            _ => unreachable!("opened as a file"),
+        }
+    }
+
+    fn edit(&mut self, view: View, index: Index, change: impl FnOnce(&mut Vec<u8>)) {
+        let views = self.views;
+        let content = self.file(index);
+        // A writer's base is the version that its mount shows: nobody else may write while it is open.
+        let (_, mut bytes) = content.unsaved.take().unwrap_or_else(|| (view, content.committed.clone()));
+        change(&mut bytes);
+        content.shown[view].clone_from(&bytes);
+        content.unsaved = Some((view, bytes));
+        if views == Views::OneFolder {
+            self.commit(view, index);
+            let content = self.file(index);
+            content.shown = [content.committed.clone(), content.committed.clone()];
+        }
+    }
+
+    fn commit(&mut self, view: View, index: Index) {
+        let content = self.file(index);
+        if let Some((_, bytes)) = content.unsaved.take_if(|(owner, _)| *owner == view) {
+            content.committed = bytes;
+        }
+    }
+
+    fn bytes(&self, view: View, index: Index) -> Result<Outcome> {
+        match &self.inodes[index].kind {
+            Kind::File(content) => Ok(Outcome::Bytes(content.shown[view].clone())),
+            _ => Err(Errno::ISDIR),
+        }
+    }
+
+    fn kind_name(&self, index: Index) -> &'static str {
+        match self.inodes[index].kind {
+            Kind::Folder(_) => "folder",
+            Kind::File(_) => "file",
+            Kind::Link(_) => "link",
+        }
+    }
+
+    fn attributes(&self, view: View, index: Index) -> Outcome {
+        let inode = &self.inodes[index];
+        let length = match &inode.kind {
+            Kind::Folder(_) => None,
+            Kind::Link(target) => Some(target.len()),
+            // A view with the file open shows the version that is open there.
+            Kind::File(content) if self.handles[view].iter().flatten().any(|handle| handle.inode == index) => {
+                Some(content.shown[view].len())
+            }
+            Kind::File(content) => Some(content.committed.len()),
+        };
+        let links = length.map(|_| inode.links);
+        Outcome::Attributes { kind: self.kind_name(index), mode: inode.mode, length, links }
+    }
+
+    fn list(&self, path: &[u8]) -> Result<Outcome> {
+        let names = self.names(self.follow(path)?)?;
+        Ok(Outcome::Names(names.keys().map(|name| char::from(*name).to_string()).collect()))
+    }
+
+    fn names(&self, index: Index) -> Result<&BTreeMap<u8, Index>> {
+        match &self.inodes[index].kind {
+            Kind::Folder(names) => Ok(names),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    fn names_mut(&mut self, index: Index) -> &mut BTreeMap<u8, Index> {
+        match &mut self.inodes[index].kind {
+            Kind::Folder(names) => names,
+            _ => unreachable!("a parent is a folder"),
+        }
+    }
+
+    /// The inode of a path, its last name not followed.
+    fn find(&self, path: &[u8]) -> Result<Index> {
+        let Some((name, _)) = path.split_last() else { return Ok(0) };
+        let parent = self.parent(path)?;
+        self.names(parent)?.get(name).copied().ok_or(Errno::NOENT)
+    }
+
+    /// The inode of a path, all links followed.
+    fn follow(&self, path: &[u8]) -> Result<Index> {
+        let names: Vec<String> = path.iter().map(|name| char::from(*name).to_string()).collect();
+        self.walk(&[0], &names, &mut 0)?.last().copied().ok_or(Errno::NOENT)
+    }
+
+    /// The folder in which the last name of a path is.
+    fn parent(&self, path: &[u8]) -> Result<Index> {
+        let index = self.follow(&path[..path.len() - 1])?;
+        self.names(index).map(|_| index)
+    }
+
+    /// Walk on from the last of `at`, which are the folders from the root; the way to what is found.
+    fn walk(&self, at: &[Index], names: &[String], links: &mut usize) -> Result<Vec<Index>> {
+        let mut way = at.to_vec();
+        for name in names {
+            let here = *way.last().expect("the root at least");
+            let inside = self.names(here)?;
+            if name == ".." {
+                way.pop();
+                // Above the folder of the run there is none of its names.
+                if way.is_empty() {
+                    return Err(Errno::NOENT);
+                }
+                continue;
+            }
+            let found = *inside.get(&name.as_bytes()[0]).ok_or(Errno::NOENT)?;
+            match &self.inodes[found].kind {
+                Kind::Link(target) => {
+                    *links += 1;
+                    if *links > MOST_LINKS {
+                        return Err(Errno::LOOP);
+                    }
+                    let target: Vec<String> = target.split('/').map(str::to_owned).collect();
+                    way = self.walk(&way, &target, links)?;
+                }
+                _ => way.push(found),
+            }
+        }
+        Ok(way)
+    }
+
+    fn add(&mut self, path: &[u8], kind: Kind, mode: u32) -> Result<Index> {
+        let parent = self.parent(path)?;
+        let name = path[path.len() - 1];
+        if self.names(parent)?.contains_key(&name) {
+            return Err(Errno::EXIST);
+        }
+        let index = self.inodes.len();
+        self.inodes.push(Inode { kind, mode, links: 1 });
+        self.names_mut(parent).insert(name, index);
+        Ok(index)
+    }
+
+    fn link(&mut self, from: &[u8], to: &[u8]) -> Result<()> {
+        let index = self.find(from)?;
+        let parent = self.parent(to)?;
+        let name = to[to.len() - 1];
+        if self.names(parent)?.contains_key(&name) {
+            return Err(Errno::EXIST);
+        }
+        if matches!(self.inodes[index].kind, Kind::Folder(_)) {
+            return Err(Errno::PERM);
+        }
+        self.inodes[index].links += 1;
+        self.names_mut(parent).insert(name, index);
+        Ok(())
+    }
+
+    fn unlink(&mut self, path: &[u8]) -> Result<()> {
+        let (parent, index) = (self.parent(path)?, self.find(path)?);
+        if matches!(self.inodes[index].kind, Kind::Folder(_)) {
+            return Err(Errno::ISDIR);
+        }
+        self.inodes[index].links -= 1;
+        self.names_mut(parent).remove(&path[path.len() - 1]);
+        Ok(())
+    }
+
+    fn remove_folder(&mut self, path: &[u8]) -> Result<()> {
+        let (parent, index) = (self.parent(path)?, self.find(path)?);
+        if !self.names(index)?.is_empty() {
+            return Err(Errno::NOTEMPTY);
+        }
+        self.names_mut(parent).remove(&path[path.len() - 1]);
+        Ok(())
+    }
+
+    /// Whether `below` is `above` or lies in it; both are folders.
+    fn is_inside(&self, below: Index, above: Index) -> bool {
+        below == above || self.names(above).is_ok_and(|names| names.values().any(|next| self.is_inside(below, *next)))
+    }
+
+    /// The folders of both names, and what is renamed.
+    fn both_ends(&self, from: &[u8], to: &[u8]) -> Result<(Index, Index, Index)> {
+        let (from_parent, to_parent) = (self.parent(from)?, self.parent(to)?);
+        let index = self.find(from)?;
+        Ok((from_parent, to_parent, index))
+    }
+
+    fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<()> {
+        let (from_parent, to_parent, index) = self.both_ends(from, to)?;
+        let over = self.find(to).ok();
+        let is_folder = |index: Index| matches!(self.inodes[index].kind, Kind::Folder(_));
+        if is_folder(index) && self.is_inside(to_parent, index) {
+            return Err(Errno::INVAL);
+        }
+        if let Some(over) = over {
+            if is_folder(over) && self.is_inside(from_parent, over) {
+                return Err(Errno::NOTEMPTY);
+            }
+            if over == index {
+                return Ok(());
+            }
+            match (is_folder(index), is_folder(over)) {
+                (true, false) => return Err(Errno::NOTDIR),
+                (false, true) => return Err(Errno::ISDIR),
+                (true, true) if !self.names(over)?.is_empty() => return Err(Errno::NOTEMPTY),
+                _ => self.inodes[over].links -= 1,
+            }
+        }
+        self.names_mut(from_parent).remove(&from[from.len() - 1]);
+        self.names_mut(to_parent).insert(to[to.len() - 1], index);
+        Ok(())
+    }
+
+    fn exchange(&mut self, from: &[u8], to: &[u8]) -> Result<()> {
+        let (from_parent, to_parent, index) = self.both_ends(from, to)?;
+        let other = self.find(to)?;
+        let is_folder = |index: Index| matches!(self.inodes[index].kind, Kind::Folder(_));
+        let swallows = |folder: Index, parent: Index| is_folder(folder) && self.is_inside(parent, folder);
+        if swallows(index, to_parent) || swallows(other, from_parent) {
+            return Err(Errno::INVAL);
+        }
+        self.names_mut(from_parent).insert(from[from.len() - 1], other);
+        self.names_mut(to_parent).insert(to[to.len() - 1], index);
+        Ok(())
+    }
+}
+
+fn write(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        let end = offset + bytes.len();
+        content.resize(content.len().max(end), 0);
+        content[offset..end].copy_from_slice(bytes);
+    }
+}
