@@ -9,13 +9,13 @@ use swarm_proto::{Fault, InodeNumber, PeerId};
 
 use super::format::{Item, ItemReader, ItemWriter};
 use super::*;
-use crate::catalog::tests::{ROOT, Running, directory, eventually, manifest, publish, rebuilt, unlink};
+use crate::catalog::tests::{ROOT, Running, all_reclaimed, directory, eventually, manifest, publish, rebuilt, unlink};
 use crate::namespace::{Image, Name, Refusal};
 use crate::store::schema::{SeederRecord, Settings};
 use crate::store::{MemoryStore, Store};
 
 async fn filled() -> Running {
-    let running = Running::in_memory().await;
+    let running = Running::hasty().await;
     let below = running.make(ROOT, "folder").await;
     let odd = running.make(below, "odd \n\u{fffd}").await;
     for n in 0..700 {
@@ -307,6 +307,7 @@ async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() 
 async fn an_export_that_nobody_reads_ends() {
     tokio::time::pause();
     let running = filled().await;
+    all_reclaimed(&running).await;
     let parts = running.catalog.export().await;
     eventually("the guard against sweeps is given back", async || {
         tokio::time::advance(Duration::from_secs(31)).await;

@@ -5,7 +5,7 @@ use crate::namespace::model::empty_image;
 use crate::namespace::{Image, MAX_LINKS};
 
 const ROOT: InodeNumber = InodeNumber::ROOT;
-const OWNER: Ownership = Ownership { mode: 0o644, uid: 5, gid: 6, modified_ns: 50 };
+const OWNER: Ownership = Ownership { mode: 0o644, uid: 5, gid: 6, modified_ns: 50, inherit: Inherit::Nothing };
 
 struct World {
     image: Image,
@@ -44,9 +44,17 @@ fn directory(parent: InodeNumber, name: &str) -> Operation {
     Operation::MakeDirectory(at(parent, name), OWNER)
 }
 
+/// A content of so many bytes, half of which are holes.
+fn content(digest: u8, size: u64) -> NewContent {
+    NewContent { size, manifest: (size > 0).then(|| described(digest, size)) }
+}
+
+fn described(digest: u8, size: u64) -> Described {
+    Described { digest: ManifestDigest::new([digest; 32]), file_bytes: size, data_bytes: size / 2 }
+}
+
 fn publish(name: &str, size: u64, if_exists: IfExists) -> Operation {
-    let manifest = (size > 0).then(|| (ManifestDigest::new([9; 32]), size));
-    Operation::PublishFile(at(ROOT, name), OWNER, NewContent { size, manifest }, if_exists)
+    Operation::PublishFile(at(ROOT, name), OWNER, content(9, size), if_exists)
 }
 
 #[test]
@@ -88,12 +96,11 @@ fn a_symlinks_target_is_kept_as_given_within_its_limits() {
 fn a_size_that_is_not_the_manifests_is_refused() {
     let mut world = World::new();
     for (size, manifest) in [(3, None), (0, Some(4)), (5, Some(4))] {
-        let manifest = manifest.map(|size| (ManifestDigest::new([1; 32]), size));
-        let content = NewContent { size, manifest };
+        let content = NewContent { size, manifest: manifest.map(|size| described(1, size)) };
         let operation = Operation::PublishFile(at(ROOT, "f"), OWNER, content, IfExists::Fail);
         assert_eq!(world.run(operation), Err(Fault::Invalid));
     }
-    let empty = NewContent { size: 0, manifest: Some((ManifestDigest::new([1; 32]), 0)) };
+    let empty = NewContent { size: 0, manifest: Some(described(1, 0)) };
     let operation = Operation::PublishFile(at(ROOT, "f"), OWNER, empty, IfExists::Fail);
     let inode = world.run(operation).unwrap();
     assert_eq!(world.node(inode).content().unwrap().manifest, None, "all empty files look alike");
@@ -106,8 +113,8 @@ fn replacing_content_keeps_the_inode_and_its_owner_and_makes_a_new_version() {
     let before = world.node(inode).clone();
     let version = before.content().unwrap().version;
     world.now_ns = 200;
-    let content = NewContent { size: 20, manifest: Some((ManifestDigest::new([2; 32]), 20)) };
-    let owner = Ownership { mode: 0, uid: 0, gid: 0, modified_ns: 77 };
+    let content = content(2, 20);
+    let owner = Ownership { mode: 0, uid: 0, gid: 0, modified_ns: 77, inherit: Inherit::Nothing };
     let replace = |base| Operation::PublishFile(at(ROOT, "f"), owner, content, IfExists::ReplaceVersion(base));
     assert_eq!(world.run(replace(version + 1)), Err(Fault::Stale));
     assert_eq!(world.run(replace(version)), Ok(inode));
