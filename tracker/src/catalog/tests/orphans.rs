@@ -2,8 +2,13 @@
 
 use std::collections::HashSet;
 
+use swarm_proto::ProcessId;
+use swarm_proto::v1::{self, PeerKind};
+
 use super::*;
 use crate::namespace::plan::RenameMode;
+use crate::peers::{Facts, Registry};
+use crate::soft::Soft;
 
 /// What is open, as a test says it.
 #[derive(Default)]
@@ -77,6 +82,36 @@ async fn an_open_file_outlives_its_last_name_and_goes_when_it_is_closed() {
     all_reclaimed(&running).await;
     let stored = rebuilt(&running.catalog).await;
     assert_eq!(running.catalog.view().image, stored);
+}
+
+#[tokio::test]
+async fn what_a_mount_has_open_goes_when_the_mount_is_given_up() {
+    let grace = Duration::from_millis(300);
+    let soft = Arc::new(Soft::new(Registry::new(grace, grace)));
+    let facts = Facts {
+        id: PeerId::random(),
+        kind: PeerKind::Mount,
+        address: String::new(),
+        zone: String::new(),
+        host: "h".into(),
+        capacity_bytes: 0,
+        version: String::new(),
+    };
+    let (orders, _orders) = tokio::sync::mpsc::channel(1);
+    let stream = soft.open(facts, ProcessId::random(), orders).unwrap();
+    let running = Running::knowing(Arc::new(MemoryStore::new()), hasty(), Arc::new(()), soft.clone()).await;
+    let (held, closed) = (file_of(&running, "held", 1).await, file_of(&running, "closed", 2).await);
+    let open = v1::OpenFiles { all: true, opened: vec![held.0, closed.0], ..v1::OpenFiles::default() };
+    soft.open_files(&stream, &open).unwrap();
+    running.run(vec![unlink(ROOT, "held"), unlink(ROOT, "closed")]).await;
+    soft.open_files(&stream, &v1::OpenFiles { closed: vec![closed.0], ..v1::OpenFiles::default() }).unwrap();
+    eventually("what was closed goes", async || !exists(&running, closed)).await;
+    looked(&running).await;
+    assert!(exists(&running, held));
+    let broken_at = std::time::Instant::now();
+    soft.broken(&stream);
+    eventually("what it had open goes", async || !exists(&running, held)).await;
+    assert!(broken_at.elapsed() >= grace, "it might have come back");
 }
 
 #[tokio::test]
