@@ -2,8 +2,13 @@
 
 use std::collections::HashSet;
 
+use swarm_proto::ProcessId;
+use swarm_proto::v1::{self, PeerKind};
+
 use super::*;
 use crate::namespace::plan::RenameMode;
+use crate::peers::{Facts, Registry};
+use crate::soft::Soft;
 
 /// What is open, as a test says it.
 #[derive(Default)]
@@ -80,6 +85,36 @@ async fn an_open_file_outlives_its_last_name_and_goes_when_it_is_closed() {
 }
 
 #[tokio::test]
+async fn what_a_mount_has_open_goes_when_the_mount_is_given_up() {
+    let grace = Duration::from_millis(300);
+    let soft = Arc::new(Soft::new(Registry::new(grace, grace)));
+    let facts = Facts {
+        id: PeerId::random(),
+        kind: PeerKind::Mount,
+        address: String::new(),
+        zone: String::new(),
+        host: "h".into(),
+        capacity_bytes: 0,
+        version: String::new(),
+    };
+    let (orders, _orders) = tokio::sync::mpsc::channel(1);
+    let stream = soft.open(facts, ProcessId::random(), orders).unwrap();
+    let running = Running::knowing(Arc::new(MemoryStore::new()), hasty(), Arc::new(()), soft.clone()).await;
+    let (held, closed) = (file_of(&running, "held", 1).await, file_of(&running, "closed", 2).await);
+    let open = v1::OpenFiles { all: true, opened: vec![held.0, closed.0], ..v1::OpenFiles::default() };
+    soft.open_files(&stream, &open).unwrap();
+    running.run(vec![unlink(ROOT, "held"), unlink(ROOT, "closed")]).await;
+    soft.open_files(&stream, &v1::OpenFiles { closed: vec![closed.0], ..v1::OpenFiles::default() }).unwrap();
+    eventually("what was closed goes", async || !exists(&running, closed)).await;
+    looked(&running).await;
+    assert!(exists(&running, held));
+    let broken_at = std::time::Instant::now();
+    soft.broken(&stream);
+    eventually("what it had open goes", async || !exists(&running, held)).await;
+    assert!(broken_at.elapsed() >= grace, "it might have come back");
+}
+
+#[tokio::test]
 async fn a_restart_keeps_files_without_names_until_mounts_had_their_time() {
     let (store, opens): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), Arc::new(Opens::default()));
     let running = Running::on(store.clone()).await;
@@ -100,15 +135,12 @@ async fn a_restart_keeps_files_without_names_until_mounts_had_their_time() {
 async fn none_goes_before_its_grace() {
     tokio::time::pause();
     let running = Running::in_memory().await;
-    let inode = file_of(&running, "f", 1).await;
+    file_of(&running, "f", 1).await;
+    let began = tokio::time::Instant::now();
     running.one(unlink(ROOT, "f")).await.unwrap();
-    let grace = CatalogConfig::default().orphan_grace;
-    tokio::time::advance(grace - Duration::from_millis(1)).await;
-    // Others go first: the task has had its turn.
-    running.make(ROOT, "d").await;
-    assert!(exists(&running, inode));
-    tokio::time::advance(Duration::from_millis(1)).await;
     all_reclaimed(&running).await;
+    let (kept, grace) = (began.elapsed(), CatalogConfig::default().orphan_grace);
+    assert!(kept >= grace && kept < grace + Duration::from_secs(1), "{kept:?}");
 }
 
 #[tokio::test]
@@ -136,11 +168,10 @@ async fn replicas_of_one_store_reclaim_together_and_agree() {
     ];
     for round in 0..30 {
         let name = round.to_string();
-        let made = file_of(&replicas[round % 2], &name, 1).await;
-        let newest = replicas[round % 2].catalog.revision();
-        drop(replicas[(round + 1) % 2].catalog.view_at(newest).await.unwrap());
-        replicas[(round + 1) % 2].one(unlink(ROOT, &name)).await.unwrap();
-        assert!(replicas[0].catalog.view().image.entry(ROOT, name.as_bytes()) != Some(made) || round % 2 == 0);
+        let (one, other) = (&replicas[round % 2], &replicas[(round + 1) % 2]);
+        file_of(one, &name, 1).await;
+        drop(other.catalog.view_at(one.catalog.revision()).await.unwrap());
+        other.one(unlink(ROOT, &name)).await.unwrap();
     }
     for replica in &replicas {
         all_reclaimed(replica).await;

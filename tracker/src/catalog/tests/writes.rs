@@ -4,7 +4,7 @@ use super::*;
 use crate::catalog::writer::WriteFile;
 use crate::namespace::plan::{RenameMode, SetId};
 
-async fn file_of(running: &Running, name: &str, content: u64) -> (InodeNumber, Node) {
+pub(super) async fn file_of(running: &Running, name: &str, content: u64) -> (InodeNumber, Node) {
     running.one(publish(ROOT, name, &manifest(content, 1))).await.unwrap().unwrap()
 }
 
@@ -22,7 +22,7 @@ fn content_of(inode: InodeNumber, base: &Node, content: &Manifest) -> WriteFile 
     }
 }
 
-fn write(inode: InodeNumber, base: &Node, content: &Manifest) -> Submitted {
+pub(super) fn write(inode: InodeNumber, base: &Node, content: &Manifest) -> Submitted {
     Submitted::Write(content_of(inode, base, content))
 }
 
@@ -81,18 +81,6 @@ async fn a_write_whose_segments_nobody_vouches_for_is_to_be_sent_again() {
     let ids = content.segments().map(|segment| segment.id).collect();
     let vouched = WriteFile { acknowledged: vec![(PeerId::random(), ids)], ..content_of(inode, &first, &content) };
     assert_eq!(fault(&running.one(Submitted::Write(vouched)).await), None);
-}
-
-#[tokio::test]
-async fn a_write_to_a_leased_file_is_answered_when_the_lease_is_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let running = Running::in_folder(folder.path()).await;
-    tokio::time::sleep(crate::catalog::leases::TERM).await;
-    let (inode, first) = file_of(&running, "f", 1).await;
-    let leased_at = std::time::Instant::now();
-    drop(running.catalog.view_leased(&[inode]).await.unwrap());
-    running.one(write(inode, &first, &manifest(2, 1))).await.unwrap();
-    assert!(leased_at.elapsed() >= crate::catalog::leases::TERM);
 }
 
 /// Inodes with their links, in order.
