@@ -37,8 +37,8 @@ Examples:
   swarmfs mount swarm://host:7070/models ~/models  one folder of it
   swarmfs umount ~/swarm                           end it
 
-A mount of this version is read-only. Settings may also stand in SWARM_… variables and in a file
-(--config); --print-config shows those in force. What a mount says of itself:
+It is an ordinary folder, unless --read-only. Settings may also stand in SWARM_… variables and in a
+file (--config); --print-config shows those in force. What a mount says of itself:
   cat ~/swarm/.swarmfs-status")]
 pub struct MountCommand {
     /// The swarm, or a folder of it, and where to show it; without a swarm: --tracker, SWARM_TRACKER, or what
@@ -87,11 +87,11 @@ pub(crate) struct MountFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "is_false")]
     allow_other: bool,
-    /// Say in extended attributes what the swarm knows of a file; `ls -l` is slower then
+    /// Have extended attributes, and say in some what the swarm knows of a file; `ls -l` is slower then
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     xattr: bool,
-    /// Refuse every change (a mount of this version always does)
+    /// Refuse every change
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     read_only: bool,

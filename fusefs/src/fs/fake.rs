@@ -1,5 +1,7 @@
 //! A catalog, bytes and holders in memory, for tests.
 
+mod changing;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,6 +43,10 @@ pub(crate) struct FakeSwarm {
     pub(crate) stuck: AtomicBool,
     /// Reads panic.
     pub(crate) panics: AtomicBool,
+    /// What the mount itself changes is pushed only by [`Self::push_echoes`].
+    pub(crate) echoes_late: AtomicBool,
+    /// Changes are made, and their answers lost.
+    pub(crate) lose_answers: AtomicBool,
 }
 
 #[derive(Default)]
@@ -51,6 +57,7 @@ struct State {
     names: HashMap<(u64, Bytes), u64>,
     manifests: HashMap<ManifestDigest, Arc<Manifest>>,
     bytes: HashMap<ManifestDigest, Bytes>,
+    held: Vec<v1::WatchReply>,
     watchers: Vec<futures::channel::mpsc::UnboundedSender<Result<v1::WatchReply, TrackerError>>>,
 }
 
@@ -237,8 +244,8 @@ impl Catalog for FakeSwarm {
         })
     }
 
-    fn change(&self, _: AckLevel, _: v1::operation::Operation) -> Answer<'_, Changed> {
-        self.ask(|_| Err(TrackerError::Refused { fault: Fault::Permission, message: "nothing changes here".into() }))
+    fn change(&self, _: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed> {
+        self.carry_out(operation)
     }
 
     fn offer_manifest(&self, manifest: Arc<Manifest>) -> Answer<'_, v1::write_file::Content> {

@@ -15,7 +15,10 @@ pub mod node;
 pub mod open_files;
 
 mod attributes;
+mod changing;
 mod directories;
+mod own_change;
+mod places;
 mod reading;
 mod siblings;
 mod watch;
@@ -51,9 +54,11 @@ use open_files::OpenFiles;
 use siblings::Siblings;
 
 pub use attributes::Found;
+pub(crate) use changing::nanoseconds;
+pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub use directories::{Entry, Page};
 pub use reading::Whence;
-pub use xattr::PREFIX as ATTRIBUTE_PREFIX;
+pub use xattr::{ExtendedMode, USER_PREFIX};
 
 /// Names and inodes that are remembered; about 400 bytes each.
 const KNOWN_MOST: usize = 200_000;

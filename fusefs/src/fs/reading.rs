@@ -120,6 +120,10 @@ impl FileSystem {
                     Ok(Some((node, manifest))) => {
                         let node = Arc::new(node);
                         self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+                        // It lives on where it is open. Here it is not: its name was looked up before it lost it.
+                        if node.links == 0 && self.open.opened(inode).is_none() {
+                            return Err(Errno::STALE);
+                        }
                         (node, manifest)
                     }
                     Ok(None) => return Err(Errno::STALE),
@@ -172,7 +176,7 @@ impl FileSystem {
         let listing = {
             let mut known = self.known.lock();
             let Some(parent) = known.parent_of(inode) else { return };
-            let Some((listing, Trust::For(_))) = known.listing(parent, Instant::now()) else { return };
+            let Some((listing, Trust::For(_))) = known.listing_as_asked(parent, Instant::now()) else { return };
             listing
         };
         let next = Siblings::opened(&mut self.siblings.lock(), &listing, inode);

@@ -39,6 +39,8 @@ pub struct SessionConfig {
     pub allow_other: bool,
     /// What the swarm says of a file stands in extended attributes.
     pub xattr: bool,
+    /// The kernel refuses every change.
+    pub read_only: bool,
 }
 
 /// A mounted file system. Dropping it does not unmount.
@@ -93,12 +95,14 @@ fn options(config: &SessionConfig) -> Config {
         // As root fuser drops its own option for this.
         MountOption::CUSTOM("subtype=swarmfs".to_owned()),
         MountOption::DefaultPermissions,
-        MountOption::RO,
-        // Anybody may put files into a swarm: their set-id bits and devices mean nothing here.
+        // Anybody may put files into a swarm: their set-id bits and devices are stored, and mean nothing here.
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoAtime,
     ];
+    if config.read_only {
+        options.mount_options.push(MountOption::RO);
+    }
     options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, THREADS_MOST);
     options.n_threads = Some(threads);

@@ -38,6 +38,7 @@ impl Mounted {
             source: "fake".into(),
             allow_other: false,
             xattr: true,
+            read_only: false,
         };
         let session =
             Session::mount(bench.fs.clone(), &config, forget, runtime.handle().clone(), bench.tasks.clone()).unwrap();

@@ -38,10 +38,10 @@ pub struct MountConfig {
     pub metadata_ttl: Span,
     /// Other users may use the mount.
     pub allow_other: bool,
-    /// What the swarm says of a file stands in extended attributes. Programs that look for others, as `ls -l`
+    /// Files have extended attributes, and what the swarm says of a file is among them. Programs that look for others, as `ls -l`
     /// does, then ask for them of every file.
     pub xattr: bool,
-    /// Refuse every change. A mount of this version always does.
+    /// Refuse every change.
     pub read_only: bool,
     /// Mount over a folder that has something in it.
     pub nonempty: bool,
@@ -85,7 +85,7 @@ impl Default for MountConfig {
             metadata_ttl: Span(Duration::from_secs(3_600)),
             allow_other: false,
             xattr: false,
-            read_only: true,
+            read_only: false,
             nonempty: false,
             share: true,
             upload_limit: None,

@@ -238,6 +238,7 @@ impl Mount {
             source: source.clone(),
             allow_other: config.allow_other,
             xattr: config.xattr,
+            read_only: config.read_only,
         };
         let (mounted, runtime, session_tasks) = (fs.clone(), Handle::current(), tasks.clone());
         let path = prepared.path.clone();

@@ -137,7 +137,7 @@ fn changes_that_are_forgotten_still_judge_old_answers() {
     let (mut known, now) = live();
     let ticket = known.ticket(Revision(5));
     known.changed(Revision(6), &change(77, ""));
-    for revision in 0..CHANGES_REMEMBERED as u64 {
+    for revision in 0..recent::CHANGES_REMEMBERED as u64 {
         known.changed(Revision(7 + revision), &change(1_000 + revision, ""));
     }
     assert_eq!(known.learn_node(ticket, file(77), now), Trust::For(Duration::ZERO));
@@ -206,4 +206,87 @@ fn of_a_catalog_that_went_back_answers_are_believed_again() {
     known.replaced();
     let ticket = known.ticket(Revision(3));
     assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(HOUR));
+}
+
+fn touched(name: &'static str, inode: u64) -> Touched {
+    Touched { names: vec![(DIR, name.into())], inodes: vec![InodeNumber(inode)] }
+}
+
+/// Make a name by a change of ours that is answered at a revision.
+fn make(known: &mut Known, revision: u64, name: &'static str, inode: u64, now: Instant) {
+    let ticket = known.ticket(Revision(0));
+    known.own_node(ticket, Revision(revision), file(inode), now);
+    known.own_name(ticket, Revision(revision), (DIR, name.into()), &Becomes::Names(file(inode)), now);
+    known.own_doubt(Revision(revision), DIR);
+}
+
+#[test]
+fn the_echo_of_an_own_change_is_no_news_and_what_comes_after_it_is() {
+    let (mut known, now) = live();
+    known.learn_node(known.ticket(Revision(1)), Arc::new(node(1, Kind::Directory)), now);
+    make(&mut known, 6, "a", 2, now);
+    for (inode, name) in [(1, "a"), (1, ""), (2, "")] {
+        known.changed(Revision(6), &change(inode, name));
+    }
+    assert!(known.take_back().is_empty());
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(HOUR));
+    known.changed(Revision(7), &change(1, "a"));
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "a".into())));
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn what_is_pushed_while_a_change_of_ours_is_on_its_way_waits_for_its_answer() {
+    for theirs_is_newer in [false, true] {
+        let (mut known, now) = live();
+        let mut touches = touched("a", 2);
+        known.begin_own(&mut touches);
+        assert_eq!(touches.inodes, [DIR, InodeNumber(2)]);
+        known.changed(Revision(6), &change(1, "a"));
+        assert!(known.take_back().is_empty());
+        make(&mut known, if theirs_is_newer { 5 } else { 6 }, "a", 2, now);
+        known.end_own(&touches);
+        let back = known.take_back();
+        assert_eq!(back.contains(&Invalidation::Name(DIR, "a".into())), theirs_is_newer, "{back:?}");
+        assert!(known.pending.is_empty());
+    }
+}
+
+#[test]
+fn what_a_change_of_ours_is_changing_is_not_promised_for_longer_than_now() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.learn_name(ticket, DIR, "a".into(), Some(file(2)), now);
+    let mut touches = touched("a", 9);
+    known.begin_own(&mut touches);
+    assert!(touches.inodes.contains(&InodeNumber(2)), "what it names changes too");
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(Duration::ZERO));
+    assert_eq!(known.node(InodeNumber(2), now).unwrap().1, Trust::For(Duration::ZERO));
+    assert_eq!(known.learn_name(ticket, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
+    known.end_own(&touches);
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(HOUR));
+}
+
+#[test]
+fn an_answer_from_before_an_own_change_does_not_undo_it() {
+    let (mut known, now) = live();
+    let before = known.ticket(Revision(5));
+    make(&mut known, 6, "a", 2, now);
+    assert_eq!(known.learn_name(before, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
+    known.learn_listing(before, DIR, vec![], now);
+    assert!(known.listing(DIR, now).is_none());
+    // Of two changes of ours, the answer of the older comes last.
+    let older = Arc::new(Node { mode: 0o600, ..node(2, Kind::File) });
+    assert_eq!(known.own_node(before, Revision(5), older, now), Trust::For(Duration::ZERO));
+    assert_eq!(known.name(DIR, b"a", now).unwrap().0.unwrap().mode, 0o644);
+}
+
+#[test]
+fn an_own_change_is_not_newer_than_a_catalog_that_was_replaced() {
+    let (mut known, now) = live();
+    make(&mut known, 100, "a", 2, now);
+    known.replaced();
+    known.take_back();
+    known.changed(Revision(3), &change(1, "a"));
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "a".into())));
 }
