@@ -14,7 +14,7 @@ use swarm_seeder::tracker_client::Refusal;
 
 use super::known::{Becomes, Known, Ticket, Touched, Trust};
 use super::node::Node;
-use super::{FileSystem, catalog};
+use super::{Access, FileSystem, catalog};
 use crate::errno::{self, Errno};
 
 /// A change that was answered; dropping it doubts what it touched.
@@ -46,13 +46,17 @@ impl Drop for OwnChangeGuard<'_> {
 impl FileSystem {
     /// Have the catalog changed. Never takes longer than a question about a name.
     ///
-    /// Errors: [`Errno::TIMEDOUT`] if nobody answers; it may be done all the same, then or later.
+    /// Errors: [`Errno::TIMEDOUT`] if nobody answers; it may be done all the same, then or later. [`Errno::ROFS`].
     pub(super) async fn ask_change(
         &self,
         mut touched: Touched,
         level: AckLevel,
         operation: v1::operation::Operation,
     ) -> Result<Answered<'_>, Errno> {
+        // The kernel refuses by itself, until somebody remounts it.
+        if self.config.access == Access::ReadOnly {
+            return Err(Errno::ROFS);
+        }
         let ticket = {
             let mut known = self.known.lock();
             known.begin_own(&mut touched);
@@ -98,6 +102,11 @@ impl Answered<'_> {
         // refusals say nothing of names.
         self.guard.concluded =
             !matches!(fault, Fault::NotFound | Fault::Exists | Fault::Stale | Fault::NotDirectory | Fault::IsDirectory);
+        if fault == Fault::Stale {
+            // One of these is gone; which, the refusal says only to people.
+            let gone = &self.guard.touched.inodes;
+            self.guard.fs.learn(|known| gone.iter().for_each(|inode| known.gone(*inode)));
+        }
         Err(errno::of_fault(fault))
     }
 

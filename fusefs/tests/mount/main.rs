@@ -8,6 +8,7 @@
 mod coherence;
 mod command;
 mod lifecycle;
+mod names;
 mod reading;
 mod swarm;
 mod tools;

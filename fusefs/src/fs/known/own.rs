@@ -170,6 +170,14 @@ impl Known {
         }
     }
 
+    /// An inode is gone, before that was pushed: its name must be looked up again.
+    pub fn gone(&mut self, inode: InodeNumber) {
+        self.doubt_node(inode);
+        if let Some((parent, name)) = self.place_of(inode) {
+            self.doubt_name(parent, name);
+        }
+    }
+
     /// Nobody can say what is there: a change of ours was refused for what is known, or was not answered.
     pub fn doubt(&mut self, touched: &Touched) {
         for (parent, name) in &touched.names {
