@@ -12,7 +12,7 @@ use swarm_proto::{Fault, v1};
 use swarm_seeder::store::AckLevel;
 use swarm_seeder::tracker_client::Refusal;
 
-use super::known::{Becomes, Known, Ticket, Touched, Trust};
+use super::known::{Becomes, Known, OwnChange, Ticket, Touched, Trust};
 use super::node::Node;
 use super::{Access, FileSystem, catalog};
 use crate::errno::{self, Errno};
@@ -27,18 +27,19 @@ pub(super) struct Answered<'fs> {
 /// Ends a change of ours when it is dropped.
 struct OwnChangeGuard<'fs> {
     fs: &'fs FileSystem,
+    own: OwnChange,
     touched: Touched,
     concluded: bool,
 }
 
 impl Drop for OwnChangeGuard<'_> {
     fn drop(&mut self) {
-        let (touched, concluded) = (&self.touched, self.concluded);
+        let Self { own, touched, concluded, .. } = self;
         self.fs.learn(|known| {
-            if !concluded {
+            if !*concluded {
                 known.doubt(touched);
             }
-            known.end_own(touched);
+            known.end_own(*own, touched);
         });
     }
 }
@@ -57,12 +58,11 @@ impl FileSystem {
         if self.config.access == Access::ReadOnly {
             return Err(Errno::ROFS);
         }
-        let ticket = {
+        let (own, ticket) = {
             let mut known = self.known.lock();
-            known.begin_own(&mut touched);
-            known.ticket(self.catalog.newest())
+            (known.begin_own(&mut touched), known.ticket(self.catalog.newest()))
         };
-        let guard = OwnChangeGuard { fs: self, touched, concluded: false };
+        let guard = OwnChangeGuard { fs: self, own, touched, concluded: false };
         self.counters.asked("change");
         let asked = tokio::time::timeout(self.config.metadata_timeout, self.catalog.change(level, operation));
         match asked.await {
