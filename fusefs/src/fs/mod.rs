@@ -54,8 +54,8 @@ use open_files::OpenFiles;
 use siblings::Siblings;
 
 pub use attributes::Found;
-pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub(crate) use changing::nanoseconds;
+pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub use directories::{Entry, Page};
 pub use reading::Whence;
 pub use xattr::{ExtendedMode, USER_PREFIX};
@@ -66,6 +66,15 @@ const KNOWN_MOST: usize = 200_000;
 const MANIFESTS_MOST: NonZeroUsize = NonZeroUsize::new(4 * 1024).expect("not zero");
 /// Manifests of more extents are asked for at each open: they would crowd out the others.
 const MANIFEST_EXTENTS_MOST: usize = 16 * 1024;
+
+/// What may be done to a mounted swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Nothing is changed.
+    ReadOnly,
+}
 
 /// How a [`FileSystem`] behaves.
 #[derive(Debug, Clone)]
@@ -80,6 +89,8 @@ pub struct FileSystemConfig {
     pub read_timeout: Duration,
     /// With the tracker away, answer from what was known last.
     pub offline_ok: bool,
+    /// Whether anything may be changed.
+    pub access: Access,
     /// Why the kernel may not read cache files by itself, if it may not.
     pub no_passthrough: Option<String>,
 }
