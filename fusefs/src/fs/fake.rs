@@ -23,7 +23,7 @@ use super::catalog::{Answer, Catalog, Changed, Changes, Current, Entries, Leased
 use super::content::{Content, OpenContent, Version};
 use super::invalidation::{Invalidation, Invalidations};
 use super::node::{Kind, Node};
-use super::{FileSystem, FileSystemConfig};
+use super::{Access, FileSystem, FileSystemConfig};
 use crate::errno::Errno;
 
 pub(crate) const ROOT: InodeNumber = InodeNumber(1);
@@ -334,6 +334,10 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn new(offline_ok: bool) -> Self {
+        Self::with(offline_ok, Access::ReadWrite).await
+    }
+
+    pub(crate) async fn with(offline_ok: bool, access: Access) -> Self {
         let swarm = FakeSwarm::new();
         let (invalidations, forgotten) = Invalidations::new();
         let config = FileSystemConfig {
@@ -342,10 +346,12 @@ impl Bench {
             metadata_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
             offline_ok,
+            access,
             no_passthrough: None,
         };
         let tasks = TaskTracker::new();
-        let fs = FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), invalidations, tasks.clone());
+        let fs =
+            FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), None, invalidations, tasks.clone());
         let fs = Arc::new(fs);
         let stop = CancellationToken::new();
         let (following, stopped) = (fs.clone(), stop.clone());

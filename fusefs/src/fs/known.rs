@@ -15,7 +15,6 @@ mod listings;
 mod own;
 mod recent;
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,10 +28,10 @@ use super::invalidation::Invalidation;
 use super::node::Node;
 use leases::Leases;
 use listings::Listings;
-use own::Pending;
+use own::OnTheirWay;
 use recent::RecentChanges;
 
-pub use own::{Becomes, Touched};
+pub use own::{Becomes, OwnChange, Touched};
 
 /// How long an answer holds while no changes are pushed: as long as promise 2 of the design allows a
 /// name to be old.
@@ -97,8 +96,7 @@ pub struct Known {
     /// Inodes of which the kernel may have been told an older version.
     untold: LruCache<InodeNumber, ()>,
     changes: RecentChanges,
-    /// What changes of ours are changing now: inodes (the name is empty) and names in directories.
-    pending: HashMap<(InodeNumber, Bytes), Pending>,
+    own: OnTheirWay,
     take_back: Vec<Invalidation>,
 }
 
@@ -118,7 +116,7 @@ impl Known {
             leases: Leases::new(),
             untold: LruCache::new(most),
             changes: RecentChanges::default(),
-            pending: HashMap::new(),
+            own: OnTheirWay::default(),
             take_back: Vec::new(),
         }
     }
@@ -174,32 +172,44 @@ impl Known {
         self.take_back.extend(names.chain(nodes));
     }
 
-    /// A change was pushed.
-    pub fn changed(&mut self, revision: Revision, change: &v1::Change) {
-        let inode = InodeNumber(change.inode);
-        self.node_changed(revision, inode);
-        if !change.name.is_empty() {
-            self.name_changed(revision, inode, change.name.clone());
+    /// Changes were pushed, all that were made at a revision.
+    pub fn changed(&mut self, revision: Revision, changes: &[v1::Change]) {
+        for change in changes {
+            let (inode, name) = (InodeNumber(change.inode), change.name.clone());
+            // An entry is a part of its directory.
+            self.changes.note(revision, inode, Bytes::new());
+            if !name.is_empty() {
+                self.changes.note(revision, inode, name);
+            }
+        }
+        if !self.own.hold(revision, changes) {
+            self.judge(revision, changes);
         }
     }
 
-    fn node_changed(&mut self, revision: Revision, inode: InodeNumber) {
-        self.changes.note(revision, inode, Bytes::new());
-        let ours = self.nodes.peek(&inode).is_some_and(|learned| learned.own >= revision);
-        if !ours && !self.is_deferred(revision, inode, Bytes::new()) {
-            self.doubt_node(inode);
-        }
-    }
-
-    fn name_changed(&mut self, revision: Revision, parent: InodeNumber, name: Bytes) {
-        self.changes.note(revision, parent, name.clone());
-        let ours = self.names.peek(&(parent, name.clone())).is_some_and(|learned| learned.own >= revision);
-        if !ours
-            && !self.is_deferred(revision, parent, name.clone())
-            && let Some(child) = self.doubt_name(parent, name)
-        {
-            // Its links changed, if it lives on at all.
-            self.node_changed(revision, child);
+    /// Doubt what was changed, unless it is known already.
+    fn judge(&mut self, revision: Revision, changes: &[v1::Change]) {
+        // Several changes may share a revision. If all of it is ours, nobody else had a hand in it; else what an
+        // answer of that revision said of a name may not have been the last word.
+        let ours = changes.iter().all(|change| match change.name.is_empty() {
+            true => self.own_of_node(InodeNumber(change.inode)) >= revision,
+            false => self.own_of_name(InodeNumber(change.inode), &change.name) >= revision,
+        });
+        let is_known = |own: Revision| own > revision || (ours && own == revision);
+        for change in changes {
+            let (inode, name) = (InodeNumber(change.inode), change.name.clone());
+            if !is_known(self.own_of_node(inode)) {
+                self.doubt_node(inode);
+            }
+            if !name.is_empty()
+                && !is_known(self.own_of_name(inode, &name))
+                && let Some(child) = self.doubt_name(inode, name)
+                && !is_known(self.own_of_node(child))
+            {
+                // Its links changed, if it lives on at all.
+                self.changes.note(revision, child, Bytes::new());
+                self.doubt_node(child);
+            }
         }
     }
 
@@ -226,7 +236,7 @@ impl Known {
     pub fn node(&mut self, inode: InodeNumber, now: Instant) -> Option<(Arc<Node>, Trust)> {
         let learned = self.nodes.get(&inode)?;
         let (epoch, at, node) = (learned.epoch, learned.at, learned.value.clone());
-        let trust = self.trust(epoch, at, now).unless(self.is_pending(inode, b""));
+        let trust = self.trust(epoch, at, now).unless(self.own.is_changing(inode, b""));
         Some((node, trust))
     }
 
@@ -236,14 +246,14 @@ impl Known {
     pub fn name(&mut self, parent: InodeNumber, name: &[u8], now: Instant) -> Option<(Option<Arc<Node>>, Trust)> {
         if let Some(learned) = self.names.get(&(parent, Bytes::copy_from_slice(name))) {
             let (epoch, at, child) = (learned.epoch, learned.at, learned.value);
-            let trust = self.trust(epoch, at, now).unless(self.is_pending(parent, name));
+            let trust = self.trust(epoch, at, now).unless(self.own.is_changing(parent, name));
             let Some(child) = child else { return Some((None, trust)) };
             if let Some((node, of_node)) = self.node(child, now) {
                 return Some((Some(node), trust.and(of_node)));
             }
         }
         let (listed, epoch, at) = self.listings.name(parent, name)?;
-        let trust = self.trust(epoch, at, now).unless(self.is_pending(parent, name));
+        let trust = self.trust(epoch, at, now).unless(self.own.is_changing(parent, name));
         let (node, of_both) = match listed {
             None => (None, trust),
             Some(listed) => {
@@ -288,7 +298,7 @@ impl Known {
             return Trust::For(Duration::ZERO);
         }
         self.keep_node(node, ticket.epoch, now, Revision::default());
-        self.trust(ticket.epoch, now, now).at_least_now().unless(self.is_pending(inode, b""))
+        self.trust(ticket.epoch, now, now).at_least_now().unless(self.own.is_changing(inode, b""))
     }
 
     fn keep_node(&mut self, node: Arc<Node>, epoch: u64, at: Instant, own: Revision) {
@@ -342,7 +352,7 @@ impl Known {
         if let Some(child) = child {
             self.parents.put(child, (parent, name.clone()));
         }
-        let pending = self.is_pending(parent, &name);
+        let pending = self.own.is_changing(parent, &name);
         self.keep_name(parent, name, child, ticket.epoch, now);
         let trust = self.trust(ticket.epoch, now, now).at_least_now().unless(pending);
         of_node.map_or(trust, |of_node| trust.and(of_node))

@@ -69,6 +69,15 @@ const MANIFESTS_MOST: NonZeroUsize = NonZeroUsize::new(4 * 1024).expect("not zer
 /// Manifests of more extents are asked for at each open: they would crowd out the others.
 const MANIFEST_EXTENTS_MOST: usize = 16 * 1024;
 
+/// What may be done to a mounted swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Nothing is changed.
+    ReadOnly,
+}
+
 /// How a [`FileSystem`] behaves.
 #[derive(Debug, Clone)]
 pub struct FileSystemConfig {
@@ -82,6 +91,8 @@ pub struct FileSystemConfig {
     pub read_timeout: Duration,
     /// With the tracker away, answer from what was known last.
     pub offline_ok: bool,
+    /// Whether anything may be changed.
+    pub access: Access,
     /// Why the kernel may not read cache files by itself, if it may not.
     pub no_passthrough: Option<String>,
 }

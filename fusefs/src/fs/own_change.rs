@@ -12,9 +12,9 @@ use swarm_proto::{Fault, v1};
 use swarm_seeder::store::AckLevel;
 use swarm_seeder::tracker_client::Refusal;
 
-use super::known::{Becomes, Known, Ticket, Touched, Trust};
+use super::known::{Becomes, Known, OwnChange, Ticket, Touched, Trust};
 use super::node::Node;
-use super::{FileSystem, catalog};
+use super::{Access, FileSystem, catalog};
 use crate::errno::{self, Errno};
 
 /// A change that was answered; dropping it doubts what it touched.
@@ -27,18 +27,19 @@ pub(super) struct Answered<'fs> {
 /// Ends a change of ours when it is dropped.
 struct OwnChangeGuard<'fs> {
     fs: &'fs FileSystem,
+    own: OwnChange,
     touched: Touched,
     concluded: bool,
 }
 
 impl Drop for OwnChangeGuard<'_> {
     fn drop(&mut self) {
-        let (touched, concluded) = (&self.touched, self.concluded);
+        let Self { own, touched, concluded, .. } = self;
         self.fs.learn(|known| {
-            if !concluded {
+            if !*concluded {
                 known.doubt(touched);
             }
-            known.end_own(touched);
+            known.end_own(*own, touched);
         });
     }
 }
@@ -46,19 +47,22 @@ impl Drop for OwnChangeGuard<'_> {
 impl FileSystem {
     /// Have the catalog changed. Never takes longer than a question about a name.
     ///
-    /// Errors: [`Errno::TIMEDOUT`] if nobody answers; it may be done all the same, then or later.
+    /// Errors: [`Errno::TIMEDOUT`] if nobody answers; it may be done all the same, then or later. [`Errno::ROFS`].
     pub(super) async fn ask_change(
         &self,
         mut touched: Touched,
         level: AckLevel,
         operation: v1::operation::Operation,
     ) -> Result<Answered<'_>, Errno> {
-        let ticket = {
+        // The kernel refuses by itself, until somebody remounts it.
+        if self.config.access == Access::ReadOnly {
+            return Err(Errno::ROFS);
+        }
+        let (own, ticket) = {
             let mut known = self.known.lock();
-            known.begin_own(&mut touched);
-            known.ticket(self.catalog.newest())
+            (known.begin_own(&mut touched), known.ticket(self.catalog.newest()))
         };
-        let guard = OwnChangeGuard { fs: self, touched, concluded: false };
+        let guard = OwnChangeGuard { fs: self, own, touched, concluded: false };
         self.counters.asked("change");
         let asked = tokio::time::timeout(self.config.metadata_timeout, self.catalog.change(level, operation));
         match asked.await {
@@ -98,6 +102,11 @@ impl Answered<'_> {
         // refusals say nothing of names.
         self.guard.concluded =
             !matches!(fault, Fault::NotFound | Fault::Exists | Fault::Stale | Fault::NotDirectory | Fault::IsDirectory);
+        if fault == Fault::Stale {
+            // One of these is gone; which, the refusal says only to people.
+            let gone = &self.guard.touched.inodes;
+            self.guard.fs.learn(|known| gone.iter().for_each(|inode| known.gone(*inode)));
+        }
         Err(errno::of_fault(fault))
     }
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::Operations;
 use super::convert::Numbers;
 use crate::fs::invalidation::Invalidation;
-use crate::fs::{FileSystem, Kernel};
+use crate::fs::{Access, FileSystem, Kernel};
 
 /// Threads that take requests from the kernel; they only decode, the work is done elsewhere.
 const THREADS_MOST: usize = 4;
@@ -39,8 +39,6 @@ pub struct SessionConfig {
     pub allow_other: bool,
     /// What the swarm says of a file stands in extended attributes.
     pub xattr: bool,
-    /// The kernel refuses every change.
-    pub read_only: bool,
 }
 
 /// A mounted file system. Dropping it does not unmount.
@@ -67,7 +65,7 @@ impl Session {
         let numbers = Numbers { root: fs.config().root };
         let operations =
             Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr, status: Default::default() };
-        let session = fuser::Session::new(operations, &config.mountpoint, &options(config))?;
+        let session = fuser::Session::new(operations, &config.mountpoint, &options(config, fs.config().access))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());
         std::thread::Builder::new().name("tell-kernel".into()).spawn(move || tell.run(&forget))?;
@@ -88,7 +86,7 @@ impl Session {
     }
 }
 
-fn options(config: &SessionConfig) -> Config {
+fn options(config: &SessionConfig, access: Access) -> Config {
     let mut options = Config::default();
     options.mount_options = vec![
         MountOption::FSName(config.source.clone()),
@@ -100,7 +98,7 @@ fn options(config: &SessionConfig) -> Config {
         MountOption::NoDev,
         MountOption::NoAtime,
     ];
-    if config.read_only {
+    if access == Access::ReadOnly {
         options.mount_options.push(MountOption::RO);
     }
     options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };

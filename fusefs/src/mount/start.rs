@@ -30,7 +30,7 @@ use super::unmount::{self, UnmountError};
 use crate::fs::catalog::Catalog;
 use crate::fs::invalidation::Invalidations;
 use crate::fs::node::Kind;
-use crate::fs::{FileSystem, FileSystemConfig, Writing};
+use crate::fs::{Access, FileSystem, FileSystemConfig, Writing};
 use crate::fuse::{Session, SessionConfig};
 use crate::read::{ReadConfig, ReadEngine};
 use crate::write::Spool;
@@ -219,6 +219,7 @@ impl Mount {
             metadata_timeout: config.metadata_timeout.0,
             read_timeout: config.read_timeout.0,
             offline_ok: config.offline_ok,
+            access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
             no_passthrough: (!system.may_mount).then(|| "only root may have the kernel do it".to_owned()),
         };
         let (invalidations, forget) = Invalidations::new();
@@ -257,7 +258,6 @@ impl Mount {
             source: source.clone(),
             allow_other: config.allow_other,
             xattr: config.xattr,
-            read_only: config.read_only,
         };
         let (mounted, runtime, session_tasks) = (fs.clone(), Handle::current(), tasks.clone());
         let path = prepared.path.clone();

@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::fs::Entry;
 use crate::fs::fake::{Bench, ROOT};
 use crate::fs::invalidation::Invalidation;
+use crate::fs::{Entry, ExtendedMode};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const ME: Maker = Maker { uid: 7, gid: 8, mode: 0o40_755 };
@@ -209,8 +209,6 @@ async fn stored_attributes_stand_beside_those_of_the_swarm_which_nobody_sets() {
     assert_eq!(bench.fs.remove_extended(file, name("user.x")).await, Err(Errno::NODATA));
     assert_eq!(bench.fs.attribute(file, b"user.x").await, Err(Errno::NODATA));
 }
-
-use crate::fs::ExtendedMode;
 
 #[tokio::test]
 async fn a_refusal_that_shows_that_what_is_known_is_old_makes_the_next_lookup_ask() {

@@ -128,7 +128,8 @@ impl State {
         if name.is_empty() {
             return Err(Fault::Invalid);
         }
-        match self.node_mut(parent)?.kind {
+        let kind = self.node_mut(parent)?.kind;
+        match kind {
             Kind::Directory if self.names.contains_key(&(parent, name.clone())) => Err(Fault::Exists),
             Kind::Directory => Ok(()),
             _ => Err(Fault::NotDirectory),

@@ -7,13 +7,15 @@
 //!   longer than now, and what is pushed of it waits: it may be the echo;
 //! * what its answer says is known as of its revision; what is pushed up to that revision is no news.
 //!
-//! That holds because an answer shows things as they are at its revision, also where several changes share one.
+//! Several changes may share a revision. An answer shows inodes as they are at its revision, whoever else changed them
+//! in it; of names it tells only what the change itself did, so names of a revision that others share are doubted.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarm_proto::{InodeNumber, Revision};
+use swarm_proto::{InodeNumber, Revision, v1};
 
 use super::{DOUBTED, Known, Listing, Ticket, Trust};
 use crate::fs::node::Node;
@@ -38,12 +40,71 @@ pub enum Becomes {
     Unknown,
 }
 
-/// Changes of ours that are on their way, of one thing.
+/// A change of ours, from when it is asked for until it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnChange(u64);
+
+/// Changes of ours that were asked for and not answered yet.
 #[derive(Default)]
-pub(super) struct Pending {
-    changes: usize,
-    /// The newest that was pushed of it meanwhile.
-    pushed: Option<Revision>,
+pub(super) struct OnTheirWay {
+    next: u64,
+    /// What they are changing: inodes (the name is empty) and names in directories.
+    touching: HashMap<(InodeNumber, Bytes), Vec<OwnChange>>,
+    held: Vec<Held>,
+}
+
+/// Changes that were pushed while those were on their way that they may be the echo of.
+struct Held {
+    revision: Revision,
+    changes: Vec<v1::Change>,
+    /// Not those that were asked for later: they are of a later revision.
+    waits_for: HashSet<OwnChange>,
+}
+
+impl OnTheirWay {
+    fn begin(&mut self, touched: &Touched) -> OwnChange {
+        let own = OwnChange(self.next);
+        self.next += 1;
+        for key in touched.keys() {
+            self.touching.entry(key).or_default().push(own);
+        }
+        own
+    }
+
+    /// Returns what need not wait any longer.
+    fn end(&mut self, own: OwnChange, touched: &Touched) -> Vec<Held> {
+        for key in touched.keys() {
+            if let Some(changing) = self.touching.get_mut(&key) {
+                changing.retain(|other| *other != own);
+                if changing.is_empty() {
+                    self.touching.remove(&key);
+                }
+            }
+        }
+        for held in &mut self.held {
+            held.waits_for.remove(&own);
+        }
+        self.held.extract_if(.., |held| held.waits_for.is_empty()).collect()
+    }
+
+    /// Whether a change of ours is changing this now.
+    pub(super) fn is_changing(&self, inode: InodeNumber, name: &[u8]) -> bool {
+        !self.touching.is_empty() && self.touching.contains_key(&(inode, Bytes::copy_from_slice(name)))
+    }
+
+    /// Whether what was pushed may be the echo of changes of ours, and is judged once they are answered.
+    pub(super) fn hold(&mut self, revision: Revision, changes: &[v1::Change]) -> bool {
+        if self.touching.is_empty() {
+            return false;
+        }
+        let touching = |change: &v1::Change| self.touching.get(&(InodeNumber(change.inode), change.name.clone()));
+        let waits_for: HashSet<OwnChange> = changes.iter().filter_map(touching).flatten().copied().collect();
+        let holds = !waits_for.is_empty();
+        if holds {
+            self.held.push(Held { revision, changes: changes.to_vec(), waits_for });
+        }
+        holds
+    }
 }
 
 impl Known {
@@ -56,51 +117,32 @@ impl Known {
     }
 
     /// A change of ours is asked for. What it names, as far as it is known, is added to what it touches.
-    pub fn begin_own(&mut self, touched: &mut Touched) {
+    pub fn begin_own(&mut self, touched: &mut Touched) -> OwnChange {
         for (parent, name) in &touched.names {
             touched.inodes.push(*parent);
             touched.inodes.extend(self.named(*parent, name));
         }
         touched.inodes.sort_unstable();
         touched.inodes.dedup();
-        for key in touched.keys() {
-            self.pending.entry(key).or_default().changes += 1;
-        }
+        self.own.begin(touched)
     }
 
     /// It was answered, and what is in its answer is known; or nobody knows what became of it, and all that it touches
     /// is doubted.
-    pub fn end_own(&mut self, touched: &Touched) {
-        for (inode, name) in touched.keys() {
-            let key = (inode, name);
-            let Some(pending) = self.pending.get_mut(&key) else { continue };
-            pending.changes -= 1;
-            if pending.changes > 0 {
-                continue;
-            }
-            let pushed = self.pending.remove(&key).and_then(|pending| pending.pushed);
-            match (pushed, key) {
-                (None, _) => {}
-                (Some(revision), (inode, name)) if name.is_empty() => self.node_changed(revision, inode),
-                (Some(revision), (inode, name)) => self.name_changed(revision, inode, name),
-            }
+    pub fn end_own(&mut self, own: OwnChange, touched: &Touched) {
+        for held in self.own.end(own, touched) {
+            self.judge(held.revision, &held.changes);
         }
     }
 
-    /// Whether a change of ours is changing this now.
-    pub(super) fn is_pending(&self, inode: InodeNumber, name: &[u8]) -> bool {
-        !self.pending.is_empty() && self.pending.contains_key(&(inode, Bytes::copy_from_slice(name)))
+    /// The newest revision as of which an inode is known by a change of ours.
+    pub(super) fn own_of_node(&self, inode: InodeNumber) -> Revision {
+        self.nodes.peek(&inode).map(|learned| learned.own).unwrap_or_default()
     }
 
-    /// Whether what was pushed may be the echo of a change of ours, and is judged once that is answered.
-    pub(super) fn is_deferred(&mut self, revision: Revision, inode: InodeNumber, name: Bytes) -> bool {
-        match self.pending.get_mut(&(inode, name)) {
-            None => false,
-            Some(pending) => {
-                pending.pushed = pending.pushed.max(Some(revision));
-                true
-            }
-        }
+    /// The same of a name.
+    pub(super) fn own_of_name(&self, parent: InodeNumber, name: &Bytes) -> Revision {
+        self.names.peek(&(parent, name.clone())).map(|learned| learned.own).unwrap_or_default()
     }
 
     /// An inode as a change of ours left it.
@@ -167,6 +209,14 @@ impl Known {
     pub fn own_directory(&mut self, ticket: Ticket, revision: Revision, directory: InodeNumber, now: Instant) {
         if !self.changes.may_be_missed(revision, directory, b"") {
             self.listings.keep(Arc::new(Listing { directory, entries: Vec::new() }), ticket.epoch, now);
+        }
+    }
+
+    /// An inode is gone, before that was pushed: its name must be looked up again.
+    pub fn gone(&mut self, inode: InodeNumber) {
+        self.doubt_node(inode);
+        if let Some((parent, name)) = self.place_of(inode) {
+            self.doubt_name(parent, name);
         }
     }
 
