@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::announcer::{AnnounceConfig, AnnounceState, Announcer, Binding};
+use crate::announcer::{AnnounceConfig, AnnounceState, Announcer, Binding, OpenFiles};
 use crate::serve::{Counters, ServeConfig, Served, serve};
-use crate::store::ChunkStore;
+use crate::store::{ChunkStore, Holding};
 use crate::swarm::Swarm;
 use crate::tracker_client::TrackerClient;
 
@@ -88,6 +88,7 @@ pub struct Peer<S: ChunkStore> {
     counters: Counters,
     address: Option<SocketAddr>,
     announcer: Announcer,
+    open_files: OpenFiles,
     served: Option<Served>,
     stop_accepting: CancellationToken,
 }
@@ -121,19 +122,25 @@ impl<S: ChunkStore> Peer<S> {
             (address, served, advertised) =
                 (Some(local), Some(serving), advertise.unwrap_or_else(|| local.to_string()));
         }
+        let open_files = OpenFiles::default();
         let announce_config = AnnounceConfig {
             me: config.id,
             address: advertised,
             zone: config.zone,
             host: config.host,
             binding: config.binding,
+            open_files: match store.holding() {
+                Holding::Replica => None,
+                Holding::Cached => Some(open_files.clone()),
+            },
         };
         let announcer =
             Announcer::start(announce_config, Arc::clone(&store), counters.clone(), &tracker, tasks, stop.clone());
         usage::register_announcing(registry, config.id, announcer.state());
         let reporter = tracker.clone();
         tasks.spawn(async move { reporter.send_reports(stop).await });
-        Ok(Self { id: config.id, store, swarm, tracker, counters, address, announcer, served, stop_accepting })
+        let id = config.id;
+        Ok(Self { id, store, swarm, tracker, counters, address, announcer, open_files, served, stop_accepting })
     }
 
     /// Who it is.
@@ -164,6 +171,11 @@ impl<S: ChunkStore> Peer<S> {
     /// Where it listens; none if it shares nothing.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// Inodes that a mount has open: whoever opens and closes them says so here, and the trackers are told.
+    pub fn open_files(&self) -> &OpenFiles {
+        &self.open_files
     }
 
     /// How the announcing goes; changes wake the receiver.

@@ -15,6 +15,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Shared;
+use super::open_files::Follower;
 use super::pending::{Backoff, Pending, State, deltas, inventory};
 use crate::store::{ChunkStore, Holding};
 use crate::tracker_client::innermost;
@@ -122,6 +123,8 @@ struct Live {
     orders: Streaming<v1::TrackerOrder>,
     changes: broadcast::Receiver<SegmentId>,
     pending: Pending,
+    /// Of what the peer has open; none if it opens nothing.
+    open_files: Option<Follower>,
     told_used_bytes: u64,
     /// This peer's, as the tracker hands it out.
     address: String,
@@ -173,7 +176,10 @@ impl<S: ChunkStore> Link<'_, S> {
         // Subscribed before the inventory is taken: what changes meanwhile is told again.
         let changes = shared.store.changes();
         let address = welcome.address;
-        let mut live = Live { out, orders, changes, pending: Pending::default(), told_used_bytes: 0, address };
+        // First: who has just begun keeps files for those that tell it in time.
+        let open_files = self.tell_open_files(&out).await?;
+        let pending = Pending::default();
+        let mut live = Live { out, orders, changes, pending, open_files, told_used_bytes: 0, address };
         self.tell_everything(&mut live).await?;
         let load_every = Duration::from_millis(welcome.load_every_ms).clamp(LOAD_EVERY.0, LOAD_EVERY.1);
         Ok((live, load_every))
@@ -202,6 +208,7 @@ impl<S: ChunkStore> Link<'_, S> {
             tokio::select! {
                 () = self.shared.leave.cancelled() => return Ok(()),
                 () = tell => self.tell_changes(live).await?,
+                () = open_files_due(live.open_files.as_ref()) => tell_opened_and_closed(live).await?,
                 _ = load_ticks.tick() => self.tell_load(live).await?,
                 order = live.orders.message() => match order? {
                     Some(order) => self.obey(live, order.order).await?,
@@ -293,6 +300,16 @@ impl<S: ChunkStore> Link<'_, S> {
         Ok(())
     }
 
+    /// All that is open.
+    async fn tell_open_files(&self, out: &mpsc::Sender<v1::AnnounceMessage>) -> Result<Option<Follower>, Ended> {
+        let Some(files) = &self.shared.config.open_files else { return Ok(None) };
+        let (parts, follower) = files.follow();
+        for part in parts {
+            send(out, Message::OpenFiles(part)).await?;
+        }
+        Ok(Some(follower))
+    }
+
     async fn tell_changes(&self, live: &mut Live) -> Result<(), Ended> {
         let ids = live.pending.take();
         if !self.shares() {
@@ -323,6 +340,20 @@ impl<S: ChunkStore> Link<'_, S> {
         };
         send(&live.out, Message::Load(load)).await
     }
+}
+
+async fn open_files_due(open_files: Option<&Follower>) {
+    match open_files {
+        Some(follower) => follower.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tell_opened_and_closed(live: &Live) -> Result<(), Ended> {
+    for part in live.open_files.iter().flat_map(Follower::take) {
+        send(&live.out, Message::OpenFiles(part)).await?;
+    }
+    Ok(())
 }
 
 async fn send(out: &mpsc::Sender<v1::AnnounceMessage>, message: Message) -> Result<(), Ended> {

@@ -5,6 +5,7 @@
 //! store; after a gap it is told everything again.
 
 mod link;
+mod open_files;
 mod pending;
 mod verify;
 
@@ -20,6 +21,8 @@ use tokio_util::task::TaskTracker;
 use crate::serve::Counters;
 use crate::store::ChunkStore;
 use crate::tracker_client::TrackerClient;
+
+pub use open_files::OpenFiles;
 
 /// Orders to verify that may wait; more are refused, and come again with the next report.
 const MOST_VERIFY_ORDERS: usize = 1_024;
@@ -40,6 +43,8 @@ pub struct AnnounceConfig {
     pub host: String,
     /// Whether this swarm is the right one.
     pub binding: Binding,
+    /// What it has open; a seeder opens nothing.
+    pub open_files: Option<OpenFiles>,
 }
 
 /// How the announcing goes.

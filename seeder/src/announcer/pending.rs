@@ -13,7 +13,7 @@ pub(super) const MOST_IDS: usize = 16_384;
 
 /// How long a change may wait for others: half of the 100 ms that the tracker is promised, the rest is
 /// for the way.
-const GATHER: Duration = Duration::from_millis(50);
+pub(super) const GATHER: Duration = Duration::from_millis(50);
 
 /// First and longest pause between attempts to reach a tracker. The longest bounds how long after a
 /// restart of the tracker a segment is found again.

@@ -1,6 +1,6 @@
 //! The announcer against a tracker that only listens, restarts and orders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{AnnounceConfig, Announcer, Binding};
+use super::{AnnounceConfig, Announcer, Binding, OpenFiles};
 use crate::serve::Counters;
 use crate::store::{ChunkStore, Held, Holding, StoreError, Usage};
 use crate::tracker_client::{TrackerClient, TrackerClientConfig};
@@ -95,6 +95,8 @@ struct Belief {
     hello: Option<v1::Hello>,
     inventories: usize,
     loads: usize,
+    open: BTreeSet<u64>,
+    open_in_full: usize,
     left: bool,
     orders: Option<mpsc::Sender<Result<v1::TrackerOrder, Status>>>,
 }
@@ -153,7 +155,16 @@ impl Holders for Ear {
                         }
                     }
                     Message::Load(_) => belief.loads += 1,
-                    Message::OpenFiles(_) => {}
+                    Message::OpenFiles(part) => {
+                        if part.all {
+                            assert!(belief.open.is_empty() && belief.held.is_empty(), "it is told first");
+                        }
+                        belief.open_in_full += usize::from(part.all);
+                        belief.open.extend(part.opened);
+                        for inode in part.closed {
+                            belief.open.remove(&inode);
+                        }
+                    }
                     Message::Leaving(_) => {
                         belief.left = true;
                         belief.orders = None;
@@ -233,6 +244,10 @@ struct Fixture {
 }
 
 fn announce(addresses: &[SocketAddr], binding: Binding) -> Fixture {
+    announce_with(addresses, binding, None)
+}
+
+fn announce_with(addresses: &[SocketAddr], binding: Binding, open_files: Option<OpenFiles>) -> Fixture {
     let endpoints: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let me = PeerId::random();
     let tracker = TrackerClient::new(TrackerClientConfig {
@@ -242,7 +257,8 @@ fn announce(addresses: &[SocketAddr], binding: Binding) -> Fixture {
         patience: Duration::from_secs(1),
     });
     let (store, stop) = (Claims::new(), CancellationToken::new());
-    let config = AnnounceConfig { me, address: "0.0.0.0:9".into(), zone: "z".into(), host: "h".into(), binding };
+    let (address, zone, host) = ("0.0.0.0:9".into(), "z".into(), "h".into());
+    let config = AnnounceConfig { me, address, zone, host, binding, open_files };
     let counters = Counters::new(&Registry::new(), me);
     let announcer =
         Announcer::start(config, Arc::clone(&store), counters, &tracker.unwrap(), &TaskTracker::new(), stop.clone());
@@ -390,4 +406,39 @@ async fn leaving_is_said_and_does_not_wait_for_a_tracker_that_is_away() {
     eventually("announced", || fixture.announcer.state().borrow().told == 1).await;
     tokio::time::timeout(Duration::from_secs(10), fixture.announcer.leave()).await.expect("it ends");
     assert!(life.belief.lock().left);
+}
+
+#[tokio::test]
+async fn every_tracker_learns_what_is_open_and_one_that_was_born_again_all_of_it() {
+    let swarm = SwarmId::random();
+    let (one, first) = Life::start(anywhere(), swarm, 1).await;
+    let (two, second) = Life::start(anywhere(), swarm, 1).await;
+    let files = OpenFiles::default();
+    (1..=70_000).for_each(|inode| files.opened(inode));
+    let _fixture = announce_with(&[first, second], any(), Some(files.clone()));
+    for life in [&one, &two] {
+        eventually("all is told", || life.belief.lock().open.len() == 70_000).await;
+    }
+    (3..=70_000).for_each(|inode| files.closed(inode));
+    files.opened(1);
+    files.closed(1);
+    files.opened(80_000);
+    for life in [&one, &two] {
+        eventually("changes are told", || life.belief.lock().open == BTreeSet::from([1, 2, 80_000])).await;
+        assert_eq!(life.belief.lock().open_in_full, 1);
+    }
+    one.end().await;
+    files.closed(2);
+    let (one, _) = Life::start(first, swarm, 1).await;
+    for life in [&one, &two] {
+        eventually("told anew", || life.belief.lock().open == BTreeSet::from([1, 80_000])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_opens_nothing_says_nothing_of_open_files() {
+    let (life, address) = Life::start(anywhere(), SwarmId::random(), 1).await;
+    let fixture = announce(&[address], any());
+    eventually("announced", || fixture.announcer.state().borrow().told == 1).await;
+    assert_eq!(life.belief.lock().open_in_full, 0);
 }
