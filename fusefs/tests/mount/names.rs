@@ -262,6 +262,27 @@ fn a_large_folder_is_filled_without_a_question_for_each_name_and_removed() {
 }
 
 #[test]
+fn folders_that_are_made_and_removed_side_by_side_are_all_counted() {
+    let swarm = Swarm::new(0);
+    let mounted = mounted(&swarm);
+    let folder = mounted.path("folder");
+    let side_by_side = |work: &(dyn Fn(&Path) + Sync)| {
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let folder = &folder;
+                scope.spawn(move || (0..40).for_each(|index| work(&folder.join(format!("{thread}-{index}")))));
+            }
+        });
+    };
+    side_by_side(&|path| std::fs::create_dir(path).unwrap());
+    assert_eq!((at(&folder).nlink(), names(&folder).len()), (322, 320));
+    side_by_side(&|path| std::fs::rename(path, path.with_extension("moved")).unwrap());
+    assert_eq!((at(&folder).nlink(), names(&folder).len()), (322, 320));
+    side_by_side(&|path| std::fs::remove_dir(path.with_extension("moved")).unwrap());
+    assert_eq!((at(&folder).nlink(), names(&folder).len()), (2, 0));
+}
+
+#[test]
 fn the_file_that_says_how_the_mount_is_cannot_be_changed() {
     let swarm = Swarm::new(0);
     let mounted = mounted(&swarm);
