@@ -90,6 +90,20 @@ struct Planned {
     written: Vec<InodeNumber>,
 }
 
+impl Planned {
+    /// Answers carry the revision of the group: inodes are shown as they are then, also where a later request of the
+    /// group changed them. One that such a request removed has no links.
+    fn show_as_committed(&mut self, draft: &Draft<'_>) {
+        let results = self.results.iter_mut().flatten().flatten();
+        for (inode, node) in results.chain(self.others.iter_mut().flatten()) {
+            match draft.node(*inode) {
+                Some(committed) => *node = committed.clone(),
+                None => node.links = 0,
+            }
+        }
+    }
+}
+
 fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Commit, Vec<Planned>) {
     let mut draft = Draft::new(&seen.image);
     let mut manifests = HashMap::new();
@@ -129,6 +143,7 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
         writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&results)));
         jobs.push(Planned { results, others, changed, written });
     }
+    jobs.iter_mut().for_each(|job| job.show_as_committed(&draft));
     for (digest, manifest) in manifests {
         let key = Key::Manifest(digest).encode();
         let live = seen.image.is_live(&digest);

@@ -25,8 +25,6 @@ const PAGE_BYTES: usize = 1024 * 1024;
 const MOST_LEASED: u64 = 1024;
 /// Most bytes of them; the manifests come to that.
 const MOST_LEASED_BYTES: usize = 2 * 1024 * 1024;
-/// Changes in a message of a watch.
-const PAGE_CHANGES: usize = 4096;
 
 fn refused(fault: Fault, message: impl Into<String>) -> Status {
     fault::to_status(fault, message)
@@ -234,19 +232,14 @@ fn start_anew(catalog: Arc<Catalog>) -> (v1::WatchReply, Watch) {
     (v1::WatchReply { revision: now.0, changes: Vec::new(), reset: true }, Watch::Following(catalog, follower))
 }
 
-/// Whatever is there, at least one change.
+/// What was changed at the next revision at which anything was, and nothing of others: a mount tells the echo of its own
+/// changes by their revision.
 async fn follow(follower: &mut Follower<Changes>) -> Result<v1::WatchReply, StoreError> {
     let mut reply = v1::WatchReply::default();
     while reply.changes.is_empty() {
-        let mut next = Some(follower.next().await?);
-        while let Some((revision, changes)) = next {
-            reply.revision = revision.0;
-            reply.changes.extend(changes.iter().map(convert::change));
-            next = match reply.changes.len() < PAGE_CHANGES {
-                true => follower.try_next()?,
-                false => None,
-            };
-        }
+        let (revision, changes) = follower.next().await?;
+        reply.revision = revision.0;
+        reply.changes = changes.iter().map(convert::change).collect();
     }
     Ok(reply)
 }
