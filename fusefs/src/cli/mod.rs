@@ -21,6 +21,7 @@ mod progress;
 mod put;
 mod rm;
 mod show;
+mod spool;
 mod stat;
 mod status;
 pub mod target;
@@ -96,6 +97,8 @@ pub enum Command {
     MountInBackground,
     /// End a mount
     Umount(umount::UmountCommand),
+    /// List, retry and discard what was written and could not be saved
+    Spool(spool::SpoolCommand),
 }
 
 /// Run the program to its exit code.
@@ -115,6 +118,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Mount(command) => command.run(&cli.flags),
         Command::MountInBackground => mount::in_background(),
         Command::Umount(command) => command.run(),
+        Command::Spool(command) => command.run(),
         command => run_tool(&cli.flags, command),
     }
 }
@@ -151,7 +155,7 @@ async fn dispatch(command: Command, tool: &Tool) -> Outcome {
         Command::Ls(command) => command.run(tool).await,
         Command::Status(command) => command.run(tool).await,
         Command::Peers(command) => command.run(tool).await,
-        Command::Mount(_) | Command::MountInBackground | Command::Umount(_) => {
+        Command::Mount(_) | Command::MountInBackground | Command::Umount(_) | Command::Spool(_) => {
             Err(Failure::usage("this command has no connection"))
         }
     }

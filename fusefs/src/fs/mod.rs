@@ -114,6 +114,8 @@ pub struct FileSystem {
     open: OpenFiles,
     directories: Directories,
     siblings: Mutex<Siblings>,
+    /// Who keeps files that lose their last name while they are open here.
+    announced: OnceLock<swarm_seeder::announcer::OpenFiles>,
     /// None: the mount is read-only.
     writing: Option<Writing>,
     capacity: Mutex<Option<(Instant, v1::StatFsReply)>>,
@@ -155,6 +157,7 @@ impl FileSystem {
             catalog,
             content,
             locator,
+            announced: OnceLock::new(),
             writing,
             invalidations,
             tasks,
@@ -165,6 +168,24 @@ impl FileSystem {
     pub fn attach(&self, kernel: Arc<dyn Kernel>) {
         // A second kernel cannot be: a file system is mounted once.
         drop(self.kernel.set(kernel));
+    }
+
+    /// From now on the trackers are told which files are open.
+    pub fn announce_open_files(&self, announced: swarm_seeder::announcer::OpenFiles) {
+        // Whoever assembles the mount says it once, before anything is open.
+        drop(self.announced.set(announced));
+    }
+
+    fn tell_opened(&self, inode: InodeNumber) {
+        if let Some(announced) = self.announced.get() {
+            announced.opened(inode.0);
+        }
+    }
+
+    fn tell_closed(&self, inode: InodeNumber) {
+        if let Some(announced) = self.announced.get() {
+            announced.closed(inode.0);
+        }
     }
 
     /// What the file that says how the mount is shall say.

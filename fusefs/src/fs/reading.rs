@@ -48,6 +48,7 @@ impl FileSystem {
         }
         let content = self.content.open(&version);
         let opened = self.open.open(node.clone(), version, content, back);
+        self.tell_opened(inode);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
         let untold = self.known.lock().take_untold(inode);
         if opened.attributes_changed || untold || shown.is_some_and(|shown| differ(&shown, &node)) {
@@ -98,6 +99,7 @@ impl FileSystem {
     pub fn release(self: &Arc<Self>, handle: u64) {
         if let Some(inode) = self.open.inode_of(handle) {
             self.leave(handle, inode);
+            self.tell_closed(inode);
         }
         let Some(read) = self.open.release(handle) else { return };
         let known = self.known.lock().node(read.inode, Instant::now());

@@ -6,6 +6,7 @@
 
 mod copy;
 mod reading;
+mod resume;
 mod save;
 
 use std::collections::{HashMap, HashSet};
@@ -128,6 +129,11 @@ impl FileSystem {
         self.writing.as_ref()?.find(inode)
     }
 
+    /// Where unsaved bytes lie; none in a read-only mount.
+    pub fn spool_folder(&self) -> Option<&std::path::Path> {
+        Some(self.writing.as_ref()?.spool.folder())
+    }
+
     /// Files that are open for writing or not saved yet.
     pub fn unsaved_files(&self) -> usize {
         self.writing.as_ref().map_or(0, |writing| writing.open.lock().files.len())
@@ -184,6 +190,7 @@ impl FileSystem {
         written.unsaved.meet(&base);
         let content = Arc::new(NeverPassed(self.content.open(&version)));
         let opened = self.open.open(node, version, content, |_| Err(std::io::ErrorKind::Unsupported.into()));
+        self.tell_opened(inode);
         writing.open.lock().handles.insert(opened.handle);
         self.counters.opens.with_label_values(&["writing"]).inc();
         Ok(opened)

@@ -232,11 +232,13 @@ impl Mount {
         let locator = tracker.clone();
         let fs = FileSystem::new(fs_config, tracker, content, locator, writing, invalidations, tasks.clone());
         let fs = Arc::new(fs);
+        fs.announce_open_files(peer.open_files().clone());
         if let Err(error) = fs.counters().register(&registry) {
             tracing::error!(%error, "register the counters of the mount");
         }
         let (following, stopped) = (fs.clone(), stop.clone());
         tasks.spawn(async move { following.follow_changes(stopped).await });
+        tasks.spawn(fs.clone().resume_saves(stop.clone()));
         let began = Instant::now();
         while !fs.is_live() && began.elapsed() < LIVE_PATIENCE {
             tokio::time::sleep(LIVE_POLL).await;
@@ -403,6 +405,8 @@ fn status(
             cache_dir: cache_dir.clone(),
             cache_used_bytes: usage.used_bytes,
             cache_size_bytes: usage.capacity_bytes,
+            spool_dir: fs.spool_folder().map(|folder| folder.display().to_string()),
+            unsaved_files: fs.unsaved_files() as u64,
             peer_id: peer_id.clone(),
             peer_address: listening.map(|listening| told.unwrap_or_else(|| listening.to_string())),
             admin_address: admin.map(|admin| admin.to_string()),

@@ -36,6 +36,12 @@ pub struct MountStatus {
     pub cache_used_bytes: u64,
     /// Most bytes in it.
     pub cache_size_bytes: u64,
+    /// Folder of what is not saved yet; absent if the mount is read-only.
+    #[serde(default)]
+    pub spool_dir: Option<String>,
+    /// Files that are open for writing, or not saved yet.
+    #[serde(default)]
+    pub unsaved_files: u64,
     /// This mount as a peer.
     pub peer_id: String,
     /// Where other peers reach it; absent if it shares nothing.

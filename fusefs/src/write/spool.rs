@@ -1,6 +1,7 @@
 //! The files on this machine in which unsaved bytes lie, and the journal that tells of them.
 //!
 //! ```text
+//! FOLDER/LOCK      held by the mount that uses it
 //! FOLDER/journal   a line of JSON for each event: a file is begun, being saved, done
 //! FOLDER/N.data    the bytes of file N, at their own offsets
 //! FOLDER/N.json    what is left of file N, which could not be saved: one Note
@@ -20,13 +21,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatvfs, seek};
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, fstatvfs, seek};
 use rustix::io::Errno;
 use swarm_proto::ByteRange;
 
 pub use journal::Event;
 use journal::Journal;
 pub use note::{Note, State};
+
+/// Name of the file that is locked while a mount uses the folder.
+const LOCK: &str = "LOCK";
+
+/// Whether a folder is a spool.
+pub fn is_spool(folder: &Path) -> bool {
+    folder.join(journal::NAME).is_file()
+}
+
+/// Whether a mount uses a spool now.
+pub fn is_used(folder: &Path) -> bool {
+    File::open(folder.join(LOCK)).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+/// What is left in a spool and waits for a person or a mount; also what a mount that is gone has not noted yet.
+pub fn notes_in(folder: &Path) -> io::Result<Vec<Note>> {
+    let mut notes = note::all(folder)?;
+    if !is_used(folder) {
+        let noted: Vec<SpoolNumber> = notes.iter().map(|note| note.number).collect();
+        notes.extend(note::left_in(folder)?.into_iter().filter(|note| !noted.contains(&note.number)));
+    }
+    Ok(notes)
+}
+
+/// Give up what is left of a file.
+pub fn remove(folder: &Path, number: SpoolNumber) -> io::Result<()> {
+    note::remove(folder, number)
+}
 
 /// Number of a file of the spool; never used twice in one folder.
 pub type SpoolNumber = u64;
@@ -35,6 +64,8 @@ pub type SpoolNumber = u64;
 pub struct Spool {
     folder: PathBuf,
     journal: Journal,
+    /// Locked while a mount uses the folder.
+    _lock: File,
     next: AtomicU64,
     /// Bytes of the disk that are left free.
     floor: u64,
@@ -54,6 +85,10 @@ impl Spool {
     /// Shape: `floor`: bytes of its disk that are never used.
     pub fn open(folder: &Path, floor: u64) -> io::Result<(Arc<Self>, Vec<Note>)> {
         std::fs::create_dir_all(folder)?;
+        let lock = File::create(folder.join(LOCK))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another mount uses it"));
+        }
         let left = note::left_in(folder)?;
         for note in &left {
             // From now on a note tells of it: the journal begins anew.
@@ -64,7 +99,7 @@ impl Spool {
         for path in note::strays(folder)? {
             tracing::warn!(path = %path.display(), "a file of the spool that nothing tells of is kept as it is");
         }
-        let spool = Self { folder: folder.to_owned(), journal, next: AtomicU64::new(most + 1), floor };
+        let spool = Self { folder: folder.to_owned(), journal, _lock: lock, next: AtomicU64::new(most + 1), floor };
         Ok((Arc::new(spool), left))
     }
 
@@ -99,9 +134,10 @@ impl Spool {
         Ok(SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(true) })
     }
 
-    /// Give up what is left of a file.
-    pub fn discard(&self, number: SpoolNumber) -> io::Result<()> {
-        note::remove(&self.folder, number)
+    /// As if its process had died: the lock goes, the files stay.
+    #[cfg(test)]
+    pub(super) fn abandon(&self) {
+        flock(&self._lock, FlockOperation::Unlock).expect("it is locked");
     }
 
     fn data_path(&self, number: SpoolNumber) -> PathBuf {

@@ -87,6 +87,7 @@ fn the_next_process_goes_on_where_this_one_died() {
     let note = file.note(State::Saving, None).unwrap();
     file.file().unwrap().saving(note.clone()).unwrap();
     let want = file.begin_save().unwrap().pieces.changed();
+    file.spool.abandon();
     std::mem::forget(file);
     let (spool, left) = Spool::open(folder.path(), 0).unwrap();
     assert_eq!(left, [note]);

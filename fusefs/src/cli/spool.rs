@@ -1,0 +1,171 @@
+//! `swarmfs spool`: what was written and could not be saved.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use swarm_proto::settings::ByteCount;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::name::escape;
+use super::show::{Out, columns};
+use crate::mount::status;
+use crate::write::spool::{self, Note, State};
+
+/// How long a retry may take to begin; then it goes on as long as it gets on.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+
+/// List, retry and discard what was written and could not be saved.
+#[derive(Debug, Args)]
+pub struct SpoolCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List it
+    List {
+        /// The folder that is mounted, or that of a spool
+        folder: PathBuf,
+        /// As JSON: an array with one object for each file
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the mount save it again; a file that others changed meanwhile becomes a conflict copy
+    Retry {
+        /// The folder that is mounted, or that of a spool
+        folder: PathBuf,
+        /// Numbers, as `list` shows them; none: all
+        numbers: Vec<u64>,
+    },
+    /// Give it up for good
+    Discard {
+        /// The folder that is mounted, or that of a spool
+        folder: PathBuf,
+        /// Numbers, as `list` shows them
+        #[arg(required = true)]
+        numbers: Vec<u64>,
+    },
+}
+
+impl SpoolCommand {
+    /// Run it.
+    pub fn run(&self) -> Outcome {
+        match &self.action {
+            Action::List { folder, json } => list(&spool_of(folder)?, *json),
+            Action::Retry { folder, numbers } => retry(&spool_of(folder)?, numbers),
+            Action::Discard { folder, numbers } => discard(&spool_of(folder)?, numbers),
+        }
+    }
+}
+
+/// The spool of a mount, or the folder itself if it is one.
+fn spool_of(folder: &Path) -> Outcome<PathBuf> {
+    if let Some(status) = status::of_mount(folder) {
+        let none = || Failure::new(Exit::Failure, format!("{}: a read-only mount has no spool", folder.display()));
+        return status.spool_dir.map(PathBuf::from).ok_or_else(none);
+    }
+    match spool::is_spool(folder) {
+        true => Ok(folder.to_owned()),
+        false => Err(Failure::new(Exit::NotFound, format!("{}: neither a mount nor a spool", folder.display()))
+            .hint("name the folder that is mounted; of a mount that is gone, `spool` in its cache")),
+    }
+}
+
+fn notes(folder: &Path) -> Outcome<Vec<Note>> {
+    spool::notes_in(folder).map_err(|error| Failure::io(folder.display(), &error))
+}
+
+fn list(folder: &Path, json: bool) -> Outcome {
+    let notes = notes(folder)?;
+    let mut out = Out::new();
+    if json {
+        out.json(&notes)?;
+        return out.finish();
+    }
+    let mut rows = vec![["NUMBER", "STATE", "SIZE", "PATH", "WHY"].map(str::to_owned).to_vec()];
+    rows.extend(notes.iter().map(|note| {
+        vec![
+            note.number.to_string(),
+            state_name(note.state).to_owned(),
+            ByteCount(note.size).to_string(),
+            escape(note.path.as_bytes()),
+            note.error.clone().unwrap_or_default(),
+        ]
+    }));
+    for line in columns(&rows, &[0, 2]) {
+        out.line(line)?;
+    }
+    out.finish()
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Saving => "saving",
+        State::Interrupted => "interrupted",
+        State::Failed => "failed",
+    }
+}
+
+fn chosen(folder: &Path, numbers: &[u64]) -> Outcome<Vec<Note>> {
+    let all = notes(folder)?;
+    if let Some(missing) = numbers.iter().find(|number| !all.iter().any(|note| note.number == **number)) {
+        return Err(Failure::new(Exit::NotFound, format!("{missing}: no such file in {}", folder.display()))
+            .hint("`swarmfs spool list` shows those that there are"));
+    }
+    Ok(all.into_iter().filter(|note| numbers.is_empty() || numbers.contains(&note.number)).collect())
+}
+
+fn retry(folder: &Path, numbers: &[u64]) -> Outcome {
+    let chosen = chosen(folder, numbers)?;
+    for note in &chosen {
+        let again = Note { state: State::Saving, error: None, ..note.clone() };
+        again.write(folder).map_err(|error| Failure::io(folder.display(), &error))?;
+    }
+    let mut failed = None;
+    for note in chosen {
+        match wait_for(folder, note.number)? {
+            None => println!("{}: saved", note.path),
+            Some(left) => {
+                let why = left.error.unwrap_or_else(|| "no mount takes it up".to_owned());
+                let failure = Failure::new(Exit::Failure, format!("{}: {why}", left.path))
+                    .hint("its bytes are still there; a mount with this spool must run for a retry");
+                match failed {
+                    None => failed = Some(failure),
+                    Some(_) => eprintln!("swarmfs: {failure}"),
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// What is left of a file once the mount has tried; none: nothing.
+fn wait_for(folder: &Path, number: u64) -> Outcome<Option<Note>> {
+    let began = Instant::now();
+    loop {
+        let note = notes(folder)?.into_iter().find(|note| note.number == number);
+        let Some(note) = note else { return Ok(None) };
+        if note.state != State::Saving {
+            return Ok(Some(note));
+        }
+        if began.elapsed() > BEGIN_PATIENCE && !spool::is_used(folder) {
+            return Ok(Some(note));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn discard(folder: &Path, numbers: &[u64]) -> Outcome {
+    let mut out = Out::new();
+    for note in chosen(folder, numbers)? {
+        if note.state == State::Saving && spool::is_used(folder) {
+            return Err(Failure::new(Exit::Failure, format!("{}: it is being saved now", note.path)));
+        }
+        spool::remove(folder, note.number).map_err(|error| Failure::io(folder.display(), &error))?;
+        out.line(format!("{}: discarded", escape(note.path.as_bytes())))?;
+    }
+    out.finish()
+}

@@ -1,0 +1,106 @@
+//! Saving what is left in the spool: of a mount that died while it saved, and what a person wants tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use swarm_proto::{InodeNumber, Manifest, ManifestDigest};
+use swarm_seeder::store::AckLevel;
+use tokio_util::sync::CancellationToken;
+
+use super::{FileSystem, Writing, Written};
+use crate::errno::{self, Errno};
+use crate::write::Unsaved;
+use crate::write::spool::{Note, State};
+use crate::write::unsaved::Base;
+
+/// How often the spool is looked through: a person who asks for a retry waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl FileSystem {
+    /// Save what is left and is to be saved, now and whenever somebody asks for it, until `stop`. One such task runs
+    /// for a mount.
+    pub async fn resume_saves(self: Arc<Self>, stop: CancellationToken) {
+        let Some(writing) = &self.writing else { return };
+        loop {
+            let spool = writing.spool.clone();
+            let kept = tokio::task::spawn_blocking(move || spool.kept()).await;
+            let kept = kept.ok().and_then(Result::ok).unwrap_or_default();
+            for note in kept.into_iter().filter(|note| note.state == State::Saving) {
+                tokio::select! {
+                    () = self.resume(writing, note) => {}
+                    () = stop.cancelled() => return,
+                }
+            }
+            if tokio::time::timeout(LOOK_EVERY, stop.cancelled()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Save one; if that fails, its note says why.
+    async fn resume(self: &Arc<Self>, writing: &Writing, note: Note) {
+        let outcome = self.try_resume(writing, &note).await;
+        let told = match &outcome {
+            Ok(()) => {
+                tracing::info!(path = note.path, "saved what an earlier mount had begun to save");
+                Ok(())
+            }
+            Err(why) => {
+                tracing::error!(path = note.path, why, "save what is left in the spool");
+                Note { state: State::Failed, error: Some(why.clone()), ..note }.write(writing.spool.folder())
+            }
+        };
+        if let Err(error) = told {
+            tracing::error!(%error, "write a note of the spool");
+        }
+    }
+
+    async fn try_resume(self: &Arc<Self>, writing: &Writing, note: &Note) -> Result<(), String> {
+        if note.swarm != writing.swarm {
+            return Err(format!("it belongs to another swarm, {}", note.swarm));
+        }
+        let inode = InodeNumber(note.inode);
+        match self.node(inode).await {
+            Ok(_) => {}
+            Err(Errno::STALE) => return Err("the file is gone: its name was removed".to_owned()),
+            Err(error) => return Err(errno::words(error)),
+        }
+        if self.place_of(inode).is_none() {
+            self.walk_to(&note.path).await;
+        }
+        let base = self.base_of_note(note).await?;
+        let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
+        let unsaved = unsaved.map_err(|error| error.to_string())?;
+        let file = unsaved.file().map_err(|error| error.to_string())?;
+        let written = Arc::new(Written { unsaved, base: Mutex::new(None) });
+        match self.save(&written, AckLevel::Close).await {
+            // Lost, but a conflict copy has it.
+            Ok(_) | Err(Errno::STALE) => file.done(),
+            Err(error) => return Err(errno::words(error)),
+        }
+        Ok(())
+    }
+
+    async fn base_of_note(&self, note: &Note) -> Result<Base, String> {
+        let version = note.base_version;
+        let Some(digest) = &note.base_manifest else {
+            return Ok(Base { version, digest: None, manifest: Arc::new(Manifest::default()) });
+        };
+        let digest: ManifestDigest = digest.parse().map_err(|_| "its note names no manifest".to_owned())?;
+        let manifest = self.catalog.manifest(digest).await;
+        let manifest = manifest.map_err(|error| format!("the version that it was based on is gone: {error}"))?;
+        Ok(Base { version, digest: Some(digest), manifest })
+    }
+
+    /// Look up a path of this mount, so that the place of its last name is known.
+    async fn walk_to(&self, path: &str) {
+        let mut at = self.config.root;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            let found = self.lookup(at, Bytes::copy_from_slice(name.as_bytes())).await;
+            let Some(node) = found.ok().and_then(|found| found.node) else { return };
+            at = node.inode;
+        }
+    }
+}
