@@ -138,9 +138,10 @@ async fn a_reported_holder_comes_last_is_told_to_verify_and_is_believed_again_on
     let tracker = Tracker::start(config()).await.unwrap();
     let mut client = holders(&tracker).await;
     let (mut bad, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 1)).await;
-    let (good, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 2)).await;
-    for peer in [&bad, &good] {
+    let (mut good, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 2)).await;
+    for peer in [&mut bad, &mut good] {
         peer.inventory(&segments([1, 2]), true).await;
+        peer.taken().await;
     }
     until(|| holders_of(&client, 2), |count| *count == 2).await;
     let report = |kind: ReportKind| v1::ReportRequest {

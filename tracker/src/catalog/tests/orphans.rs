@@ -144,6 +144,20 @@ async fn none_goes_before_its_grace() {
 }
 
 #[tokio::test]
+async fn none_goes_while_the_names_are_to_stand_still() {
+    tokio::time::pause();
+    let running = Running::in_memory().await;
+    let inode = file_of(&running, "f", 1).await;
+    running.one(unlink(ROOT, "f")).await.unwrap();
+    let still = running.catalog.pause().await;
+    // Of a clock that stands: it goes on as soon as every task waits.
+    tokio::time::sleep(2 * CatalogConfig::default().orphan_grace).await;
+    assert!(exists(&running, inode));
+    drop(still);
+    all_reclaimed(&running).await;
+}
+
+#[tokio::test]
 async fn many_go_in_few_commits() {
     let running = Running::hasty().await;
     for batch in 0..10 {

@@ -1,8 +1,10 @@
 //! The rules that the model does not reach: limits, odd input, times, and what a plan relies on.
 
+use swarm_proto::ManifestDigest;
+
 use super::*;
 use crate::namespace::model::empty_image;
-use crate::namespace::{Image, MAX_LINKS};
+use crate::namespace::{Device, DeviceKind, ExtendedName, Image, MAX_LINKS, Name};
 
 const ROOT: InodeNumber = InodeNumber::ROOT;
 const OWNER: Ownership = Ownership { mode: 0o644, uid: 5, gid: 6, modified_ns: 50, inherit: Inherit::Nothing };
