@@ -39,6 +39,11 @@ pub fn of_tracker(error: &TrackerError) -> Errno {
     }
 }
 
+/// An error in words, for a note that a person reads.
+pub fn words(error: Errno) -> String {
+    std::io::Error::from(error).to_string()
+}
+
 /// What a caller of the kernel is told when a read brought no bytes.
 pub const fn of_read(error: &ReadError) -> Errno {
     match error {

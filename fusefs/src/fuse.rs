@@ -3,9 +3,11 @@
 //! What can be answered from memory is answered on the kernel's thread; everything else moves into a task
 //! and has a deadline, so no call blocks these threads and every call ends.
 
+mod changing;
 mod convert;
 mod session;
 pub(crate) mod status_file;
+mod writing;
 
 pub use session::{Session, SessionConfig};
 
@@ -31,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::errno::Errno;
 use crate::fs::open_files::{Backing, Mode};
 use crate::fs::{FileSystem, Found, Page, Whence};
+use changing::{Removal, Wanted};
 use convert::{GENERATION, Numbers, errno, file_type};
 
 /// Requests of the kernel's readahead that wait for us at once.
@@ -108,7 +111,7 @@ impl Operations {
         async move {
             let outcome = timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
             if let Err(error) = &outcome
-                && !matches!(*error, Errno::NOENT | Errno::NODATA | Errno::STALE | Errno::NXIO)
+                && !is_ordinary(*error)
             {
                 failures.with_label_values(&[operation]).inc();
             }
@@ -136,7 +139,8 @@ impl Filesystem for Operations {
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_ASYNC_DIO;
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_ATOMIC_O_TRUNC;
         for flag in wanted.iter() {
             // An older kernel lacks some: all of them only make things fast.
             let _ = config.add_capabilities(flag);
@@ -207,7 +211,7 @@ impl Filesystem for Operations {
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return reply.error(fuser::Errno::EROFS);
+            return self.open_to_write(inode, flags, reply);
         }
         if inode == status_file::INODE {
             let handle = self.status.open(self.fs.status_text());
@@ -284,17 +288,18 @@ impl Filesystem for Operations {
         reply: ReplyEmpty,
     ) {
         if !self.status.release(handle) {
+            let _within = self.runtime.enter();
             self.fs.release(handle.0);
         }
         reply.ok();
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.flush_file(inode, reply);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync_file(inode, reply);
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -349,8 +354,8 @@ impl Filesystem for Operations {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.sync_names(inode, reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -368,29 +373,19 @@ impl Filesystem for Operations {
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        // The kernel then asks never again, and `ls -l`, which asks twice for every file, is as fast as it can be.
-        if !self.xattr {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
-        if !name.as_bytes().starts_with(crate::fs::ATTRIBUTE_PREFIX) {
-            return reply.error(errno(Errno::NODATA));
-        }
-        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let name = name.to_owned();
-        let work = async move { fs.attribute(inode, name.as_bytes()).await };
-        self.answer("getxattr", self.metadata_limit(), work, move |value| value_reply(value.as_deref(), size, reply));
+        self.get_extended(inode, name, size, reply);
     }
 
     fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        if !self.xattr {
-            return reply.error(fuser::Errno::ENOSYS);
-        }
-        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        if let Some(names) = fs.attribute_names_known(inode) {
-            return value_reply(Ok(names), size, reply);
-        }
-        let work = async move { fs.attribute_names(inode).await };
-        self.answer("listxattr", self.metadata_limit(), work, move |names| value_reply(names.as_deref(), size, reply));
+        self.list_extended(inode, size, reply);
+    }
+
+    fn setxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        self.set_extended(inode, name, value, flags, reply);
+    }
+
+    fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove_extended(inode, name, reply);
     }
 
     fn lseek(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -406,103 +401,115 @@ impl Filesystem for Operations {
         });
     }
 
-    // What follows would change something. The mount itself is read-only, so the kernel refuses first;
-    // these refuse where somebody remounts it.
-
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        // The time of the last change of anything is the tracker's, and the others are not Linux's.
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(fuser::Errno::EROFS);
+        self.set_attributes(
+            inode,
+            Wanted { mode, uid, gid, size, by_handle: handle.is_some(), accessed, modified },
+            reply,
+        );
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(fuser::Errno::EROFS);
+    fn mknod(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, device: u32, reply: ReplyEntry) {
+        self.make_node(who, parent, name, mode, device, reply);
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(fuser::Errno::EROFS);
+    fn mkdir(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        self.make_directory(who, parent, name, mode, reply);
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
+    fn symlink(&self, who: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.make_symlink(who, parent, name, target, reply);
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
+    fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.make_link(inode, parent, name, reply);
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(fuser::Errno::EROFS);
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(Removal::Unlink, parent, name, reply);
     }
 
-    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(Removal::RemoveDirectory, parent, name, reply);
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(fuser::Errno::EROFS);
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.move_name((parent, name), (new_parent, new_name), flags, reply);
+    }
+
+    fn create(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: i32, reply: ReplyCreate) {
+        self.create_file(who, parent, name, mode, reply);
     }
 
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        inode: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: &[u8],
+        offset: u64,
+        data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(fuser::Errno::EROFS);
+        self.write_bytes(inode, offset, data, flags, reply);
     }
 
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(fuser::Errno::EROFS);
-    }
-
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
-    }
-
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EROFS);
+    fn fallocate(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.allocate(inode, (offset, length), mode, reply);
     }
 
     fn copy_file_range(
         &self,
         _: &Request,
-        _: INodeNo,
+        from: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: INodeNo,
+        from_offset: u64,
+        to: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: u64,
+        to_offset: u64,
+        length: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(fuser::Errno::EROFS);
+        self.copy_range((from, from_offset), (to, to_offset), length, reply);
     }
 }
 
@@ -518,6 +525,26 @@ impl Operations {
     }
 }
 
+/// Whether an error says something of the names and files that are asked about, and not that something is wrong.
+fn is_ordinary(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::NOENT
+            | Errno::NODATA
+            | Errno::STALE
+            | Errno::NXIO
+            | Errno::EXIST
+            | Errno::NOTEMPTY
+            | Errno::NOTDIR
+            | Errno::ISDIR
+            | Errno::NAMETOOLONG
+            | Errno::INVAL
+            | Errno::PERM
+            | Errno::OPNOTSUPP
+            | Errno::MLINK
+    )
+}
+
 fn id_of(backing: &Backing) -> &BackingId {
     backing.downcast_ref().expect("open makes nothing else")
 }
@@ -525,18 +552,6 @@ fn id_of(backing: &Backing) -> &BackingId {
 async fn seek(fs: &FileSystem, inode: swarm_proto::InodeNumber, offset: u64, whence: Whence) -> Result<i64, Errno> {
     let found = fs.seek(inode, offset, whence).await?;
     i64::try_from(found).map_err(|_| Errno::OVERFLOW)
-}
-
-/// As getxattr(2) and listxattr(2) want it: the length for a caller without room, else all of it.
-fn value_reply(value: Result<&[u8], &fuser::Errno>, room: u32, reply: ReplyXattr) {
-    match value {
-        Err(error) => reply.error(*error),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(length) if room == 0 => reply.size(length),
-            Ok(length) if length <= room => reply.data(value),
-            _ => reply.error(fuser::Errno::ERANGE),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod holders;
 pub mod listener;
 pub mod metrics;
 pub mod namespace;
+pub mod opens;
 pub mod peers;
 pub mod policy;
 pub mod roster;

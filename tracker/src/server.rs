@@ -297,7 +297,7 @@ fn ours_only(catalog: Arc<Catalog>) -> impl FnMut(Request<()>) -> Result<Request
 /// In its folder, or in memory.
 async fn open_catalog(
     config: &TrackerConfig,
-    acks: Arc<Soft>,
+    soft: Arc<Soft>,
     phases: &Phases,
 ) -> Result<(CancellationToken, Arc<Catalog>), StoreError> {
     let Phases { work, halt, .. } = phases;
@@ -311,6 +311,9 @@ async fn open_catalog(
         None => (Arc::new(MemoryStore::new()), halt.clone()),
     };
     let settings = Settings { replicas: config.replicas, min_replicas: config.min_replicas };
-    let wanted = CatalogConfig { settings: Some(settings), ..CatalogConfig::default() };
-    Ok((closed, Catalog::open(store, wanted, acks, work, halt.clone()).await?))
+    let usual = CatalogConfig::default();
+    // A mount whose stream broke has what it had open until it is given up.
+    let orphan_grace = usual.orphan_grace.max(config.stale_grace.0);
+    let wanted = CatalogConfig { settings: Some(settings), orphan_grace, ..usual };
+    Ok((closed, Catalog::open(store, wanted, soft.clone(), soft, work, halt.clone()).await?))
 }

@@ -307,15 +307,127 @@ async fn nobody_is_answered_from_before_what_he_has_seen() {
     assert_eq!(fault::of_status(&refused), Fault::Unavailable);
 }
 
+fn attribute(inode: u64, name: &[u8], value: Option<&[u8]>, mode: v1::ExtendedMode) -> Operation {
+    let (name, value) = (Bytes::copy_from_slice(name), value.map(Bytes::copy_from_slice));
+    Operation::SetExtended(v1::SetExtended { inode, name, value, mode: mode.into() })
+}
+
+#[tokio::test]
+async fn times_attributes_devices_and_holes_are_told_as_they_were_set() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut client = client(&tracker).await;
+    let holes = Manifest::new(vec![
+        Extent::Hole { length: 1_000_000 },
+        Extent::whole(Segment { id: segment(1), length: 100 }),
+        Extent::Hole { length: 5 },
+    ])
+    .unwrap();
+    let made = make(&mut client, inline(ROOT, b"f", &holes)).await;
+    assert_eq!((made.size, made.allocated_bytes, made.accessed_ns), (1_000_105, 100, 9));
+    client.put_manifest(stream::iter(pages(&manifest(1, 12_000)))).await.unwrap();
+    let named = Content::ManifestDigest(manifest(1, 12_000).digest().to_wire());
+    let large = make(&mut client, file(ROOT, b"large", &manifest(1, 12_000), named)).await;
+    assert_eq!((large.size, large.allocated_bytes), (1_200_000, 1_200_000));
+    let times = v1::SetAttributes { inode: made.inode, accessed_ns: Some(-4), ..v1::SetAttributes::default() };
+    assert_eq!(make(&mut client, Operation::SetAttributes(times)).await.accessed_ns, -4);
+    let set = v1::ExtendedMode::Set;
+    make(&mut client, attribute(made.inode, b"user.b", Some(b""), set)).await;
+    let with = make(&mut client, attribute(made.inode, b"user.a", Some(b"\0value"), set)).await;
+    let shown: Vec<_> = with.extended.iter().map(|one| (&one.name[..], &one.value[..])).collect();
+    assert_eq!(shown, [(&b"user.a"[..], &b"\0value"[..]), (b"user.b", b"")]);
+    for (kind, device) in [(v1::NodeKind::CharacterDevice, 0x0103), (v1::NodeKind::BlockDevice, u64::MAX)] {
+        let name = Bytes::from(device.to_string());
+        let special = v1::MakeSpecial { parent: ROOT, name, ownership: owner(), kind: kind.into(), device };
+        let made = make(&mut client, Operation::MakeSpecial(special)).await;
+        assert_eq!((made.kind(), made.device), (kind, device));
+    }
+}
+
+#[tokio::test]
+async fn a_write_by_number_replaces_what_it_was_based_on_or_says_what_is_there() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut client = client(&tracker).await;
+    let made = make(&mut client, inline(ROOT, b"f", &manifest(1, 1))).await;
+    let Operation::PublishFile(file) = inline(ROOT, b"f", &manifest(5, 2)) else { unreachable!() };
+    let write = v1::WriteFile {
+        inode: made.inode,
+        base_version: made.version,
+        size: 200,
+        content: Some(v1::write_file::Content::Manifest(manifest(5, 2).encode())),
+        modified_ns: 60,
+        changed_ns: i64::MAX,
+        accessed_ns: Some(70),
+        clear_set_id: true,
+        acknowledged: file.acknowledged,
+    };
+    let written = make(&mut client, Operation::WriteFile(write.clone())).await;
+    assert_eq!((written.size, written.modified_ns, written.accessed_ns), (200, 60, 70));
+    assert_eq!((written.changed_ns, written.mode), (i64::MAX, 0o640));
+    let late = mutate(&mut client, vec![Operation::WriteFile(write.clone())]).await.results.remove(0);
+    assert_eq!((late.fault(), late.node), (Fault::Stale, Some(written)));
+    let root = v1::WriteFile { inode: ROOT, ..write };
+    assert_eq!(mutate(&mut client, vec![Operation::WriteFile(root)]).await.results[0].fault(), Fault::IsDirectory);
+}
+
+#[tokio::test]
+async fn an_unlinked_file_is_found_by_its_number_and_told_to_whoever_asked_for_all() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut client = client(&tracker).await;
+    let made = make(&mut client, inline(ROOT, b"f", &manifest(1, 1))).await;
+    let unlink = Operation::Unlink(v1::Unlink { parent: ROOT, name: "f".into() });
+    let operations = vec![v1::Operation { operation: Some(unlink) }];
+    let request_id = RequestId::random().to_wire();
+    let request = v1::MutateRequest { request_id, operations, durable: false, with_others: true };
+    let result = client.mutate(request).await.unwrap().into_inner().results.remove(0);
+    let links: Vec<_> = result.others.iter().map(|node| (node.inode, node.links)).collect();
+    assert_eq!((result.node, links), (None, vec![(ROOT, 2), (made.inode, 0)]));
+    let request = v1::GetNodeRequest { inode: made.inode, min_revision: 0, current: true, with_manifest: true };
+    let reply = client.get_node(request).await.unwrap().into_inner();
+    assert_eq!((reply.node.unwrap().links, reply.manifest), (0, manifest(1, 1).encode()));
+    let request = v1::LeaseNodesRequest { inodes: vec![made.inode], min_revision: 0 };
+    assert_eq!(client.lease_nodes(request).await.unwrap().into_inner().nodes[0].node, None, "not to be opened again");
+    assert_eq!(client.stat_fs(v1::StatFsRequest {}).await.unwrap().into_inner().inodes, 1);
+}
+
+#[tokio::test]
+async fn replies_fit_a_message_however_large_the_attributes_are() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut client = client(&tracker).await;
+    let value = vec![7; 8 * 1024 - 6];
+    let mut inodes = Vec::new();
+    for first in (0..600).step_by(100) {
+        let names: Vec<String> = (first..first + 100).map(|n| format!("{n:03}")).collect();
+        let made = mutate(&mut client, names.iter().map(|name| directory(ROOT, name.as_bytes())).collect()).await;
+        let some: Vec<u64> = made.results.iter().map(|result| result.node.as_ref().unwrap().inode).collect();
+        let set = |inode| attribute(inode, b"user.x", Some(&value), v1::ExtendedMode::Set);
+        mutate(&mut client, some.iter().copied().map(set).collect()).await;
+        inodes.extend(some);
+    }
+    let pages = list(&mut client, read_dir(ROOT, b"", 0)).await.unwrap();
+    let listed: Vec<u64> = pages.concat().iter().map(|entry| entry.node.as_ref().unwrap().inode).collect();
+    assert!(pages.len() > 3 && listed == inodes, "{} pages of {} entries", pages.len(), listed.len());
+    assert_eq!(list(&mut client, read_dir(ROOT, b"", 250)).await.unwrap().concat().len(), 250);
+    let all = v1::LeaseNodesRequest { inodes: inodes.clone(), min_revision: 0 };
+    assert_eq!(client.lease_nodes(all).await.unwrap_err().code(), Code::ResourceExhausted);
+    let touch = |inode: &u64| {
+        Operation::SetAttributes(v1::SetAttributes { inode: *inode, mode: Some(0o700), ..Default::default() })
+    };
+    let touched = mutate(&mut client, inodes.iter().map(touch).collect()).await;
+    assert!(touched.results.iter().all(|result| result.fault() == Fault::Unspecified));
+    assert!(touched.results[0].node.is_some() && touched.results[599].node.is_none(), "what does not fit is left out");
+}
+
 #[tokio::test]
 async fn operations_that_cannot_be_read_are_refused_one_by_one() {
     let tracker = Tracker::start(config()).await.unwrap();
     let mut client = client(&tracker).await;
     let made = make(&mut client, directory(ROOT, b"d")).await.inode;
     let set = |mode| Operation::SetAttributes(v1::SetAttributes { inode: made, mode, ..v1::SetAttributes::default() });
-    let special = |kind| {
-        Operation::MakeSpecial(v1::MakeSpecial { parent: ROOT, name: "s".into(), ownership: owner(), kind, device: 0 })
+    let special_of = |kind, device| {
+        Operation::MakeSpecial(v1::MakeSpecial { parent: ROOT, name: "s".into(), ownership: owner(), kind, device })
     };
+    let special = |kind| special_of(kind, 0);
+    let set_attribute = |name: &[u8]| attribute(made, name, Some(b"v"), v1::ExtendedMode::Set);
     let publish = |change: fn(&mut v1::PublishFile)| {
         let Operation::PublishFile(mut file) = inline(ROOT, b"f", &manifest(1, 1)) else { unreachable!() };
         change(&mut file);
@@ -328,6 +440,19 @@ async fn operations_that_cannot_be_read_are_refused_one_by_one() {
         special(v1::NodeKind::File.into()),
         special(99),
         special(0),
+        special_of(v1::NodeKind::Fifo.into(), 1),
+        special_of(v1::NodeKind::Socket.into(), u64::MAX),
+        set_attribute(b""),
+        set_attribute(b"user."),
+        set_attribute(b"trusted.x"),
+        set_attribute(b"user.a\0"),
+        set_attribute(&[&b"user."[..], &[b'x'; 251]].concat()),
+        Operation::SetExtended(v1::SetExtended { inode: made, name: "user.x".into(), value: None, mode: 7 }),
+        Operation::WriteFile(v1::WriteFile {
+            inode: made,
+            content: Some(v1::write_file::Content::ManifestDigest(Bytes::from_static(b"short"))),
+            ..v1::WriteFile::default()
+        }),
         Operation::MakeDirectory(v1::MakeDirectory { parent: ROOT, name: "x".into(), ownership: None }),
         publish(|file| file.if_exists = 7),
         publish(|file| file.content = None),

@@ -258,6 +258,26 @@ async fn bad_hellos_and_announces_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_with_too_many_open_files_loses_its_stream_and_nothing_else() {
+    count_panics();
+    let tracker = Tracker::start(config()).await.unwrap();
+    let open = |numbers: std::ops::Range<u64>| v1::OpenFiles { opened: numbers.collect(), ..Default::default() };
+    let mut too_long = open(0..65_536);
+    too_long.closed = vec![0];
+    let (mut peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 1)).await;
+    peer.send(Message::OpenFiles(open(u64::MAX - 65_536..u64::MAX))).await;
+    peer.send(Message::OpenFiles(too_long)).await;
+    assert_eq!(peer.end().await.code(), Code::ResourceExhausted);
+    let (mut peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 2)).await;
+    for part in 0..=16 {
+        let from = part * 65_536;
+        peer.send(Message::OpenFiles(v1::OpenFiles { all: part == 0, more: true, ..open(from..from + 65_536) })).await;
+    }
+    assert_eq!(peer.end().await.code(), Code::ResourceExhausted);
+    still_answers(&tracker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn absurd_loads_and_capacities_do_not_overflow() {
     count_panics();
     let tracker = Tracker::start(config()).await.unwrap();

@@ -37,8 +37,8 @@ Examples:
   swarmfs mount swarm://host:7070/models ~/models  one folder of it
   swarmfs umount ~/swarm                           end it
 
-A mount of this version is read-only. Settings may also stand in SWARM_… variables and in a file
-(--config); --print-config shows those in force. What a mount says of itself:
+It is an ordinary folder, unless --read-only. Settings may also stand in SWARM_… variables and in a
+file (--config); --print-config shows those in force. What a mount says of itself:
   cat ~/swarm/.swarmfs-status")]
 pub struct MountCommand {
     /// The swarm, or a folder of it, and where to show it; without a swarm: --tracker, SWARM_TRACKER, or what
@@ -77,6 +77,15 @@ pub(crate) struct MountFlags {
     /// Longest that a read may take before it fails [default: 30s]
     #[arg(long, value_name = "TIME")]
     read_timeout: Option<String>,
+    /// Longest that saving a file may go without progress before it fails [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    write_timeout: Option<String>,
+    /// Where what is written lies until the seeders have it [default: a folder of the cache's]
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+    /// Length at which files are cut [default: 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    segment_size: Option<String>,
     /// Longest that a question to the tracker may take before it fails [default: 10s]
     #[arg(long, value_name = "TIME", hide_short_help = true)]
     metadata_timeout: Option<String>,
@@ -87,11 +96,11 @@ pub(crate) struct MountFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "is_false")]
     allow_other: bool,
-    /// Say in extended attributes what the swarm knows of a file; `ls -l` is slower then
+    /// Have extended attributes, and say in some what the swarm knows of a file; `ls -l` is slower then
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     xattr: bool,
-    /// Refuse every change (a mount of this version always does)
+    /// Refuse every change
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
     read_only: bool,
@@ -391,6 +400,9 @@ pub(crate) fn failure(error: MountError) -> Failure {
         MountError::System(_) => Failure::new(Exit::Unreachable, message).hint("`swarmfs doctor` checks everything"),
         MountError::Folder(folder) => folder_failure(folder, message),
         MountError::Cache(_) => Failure::new(Exit::Failure, message).hint("name another with --cache-dir"),
+        MountError::Spool { source, .. } => {
+            Failure::new(of_io(source.kind()), message).hint("name another with --spool-dir")
+        }
         MountError::Peer(_) => Failure::new(Exit::Failure, message).hint("name another with --listen, or --no-share"),
         MountError::Admin { source, .. } => Failure::new(of_io(source.kind()), message),
         MountError::Kernel { source, .. } => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use swarm_proto::{InodeNumber, v1};
+use swarm_proto::{Fault, InodeNumber, v1};
 use swarm_seeder::tracker_client::TrackerError;
 
 use super::known::{BRIEFLY, Trust};
@@ -65,6 +65,9 @@ impl FileSystem {
                 Ok(self.found(node, trust))
             }
             Err(error) => {
+                if let TrackerError::Refused { fault: Fault::Stale, .. } = error {
+                    self.learn(|known| known.gone(parent));
+                }
                 if let TrackerError::Unreachable { .. } = error {
                     *self.unanswered.lock() = Some((parent, name.clone(), Instant::now() + SAME_QUESTION));
                 }
@@ -173,6 +176,6 @@ impl FileSystem {
     }
 
     pub(super) fn found(&self, node: Option<Arc<Node>>, trust: Trust) -> Found {
-        Found { node: node.map(|node| self.open.as_seen(node)), keep: kernel_may_keep(trust) }
+        Found { node: node.map(|node| self.as_written(self.open.as_seen(node))), keep: kernel_may_keep(trust) }
     }
 }

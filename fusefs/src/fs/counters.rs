@@ -9,7 +9,9 @@ pub struct Counters {
     pub reads: IntCounter,
     /// Bytes of those.
     pub read_bytes: IntCounter,
-    /// Opens, by `mode`: `passthrough`, `cached` or `direct`.
+    /// Bytes that were written through the daemon.
+    pub written_bytes: IntCounter,
+    /// Opens, by `mode`: `passthrough`, `cached`, `direct` or `writing`.
     pub opens: IntCounterVec,
     /// Questions that were put to the tracker's catalog, by `question`.
     pub questions: IntCounterVec,
@@ -27,6 +29,7 @@ impl Counters {
         Self {
             reads: counter("swarmfs_fuse_reads_total", "Reads answered by the daemon"),
             read_bytes: counter("swarmfs_fuse_read_bytes_total", "Bytes of reads answered by the daemon"),
+            written_bytes: counter("swarmfs_fuse_written_bytes_total", "Bytes of writes taken by the daemon"),
             opens: counters("swarmfs_opens_total", "Files opened, by how the kernel reads them", "mode"),
             questions: counters("swarmfs_catalog_questions_total", "Questions put to the tracker", "question"),
             failures: counters("swarmfs_fuse_failures_total", "Requests that ended in an error", "operation"),
@@ -41,6 +44,7 @@ impl Counters {
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.reads.clone()))?;
         registry.register(Box::new(self.read_bytes.clone()))?;
+        registry.register(Box::new(self.written_bytes.clone()))?;
         registry.register(Box::new(self.opens.clone()))?;
         registry.register(Box::new(self.questions.clone()))?;
         registry.register(Box::new(self.failures.clone()))?;

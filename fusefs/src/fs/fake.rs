@@ -1,5 +1,7 @@
 //! A catalog, bytes and holders in memory, for tests.
 
+mod changing;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +23,7 @@ use super::catalog::{Answer, Catalog, Changed, Changes, Current, Entries, Leased
 use super::content::{Content, OpenContent, Version};
 use super::invalidation::{Invalidation, Invalidations};
 use super::node::{Kind, Node};
-use super::{FileSystem, FileSystemConfig};
+use super::{Access, FileSystem, FileSystemConfig};
 use crate::errno::Errno;
 
 pub(crate) const ROOT: InodeNumber = InodeNumber(1);
@@ -41,6 +43,10 @@ pub(crate) struct FakeSwarm {
     pub(crate) stuck: AtomicBool,
     /// Reads panic.
     pub(crate) panics: AtomicBool,
+    /// What the mount itself changes is pushed only by [`Self::push_echoes`].
+    pub(crate) echoes_late: AtomicBool,
+    /// Changes are made, and their answers lost.
+    pub(crate) lose_answers: AtomicBool,
 }
 
 #[derive(Default)]
@@ -51,6 +57,7 @@ struct State {
     names: HashMap<(u64, Bytes), u64>,
     manifests: HashMap<ManifestDigest, Arc<Manifest>>,
     bytes: HashMap<ManifestDigest, Bytes>,
+    held: Vec<v1::WatchReply>,
     watchers: Vec<futures::channel::mpsc::UnboundedSender<Result<v1::WatchReply, TrackerError>>>,
 }
 
@@ -237,8 +244,8 @@ impl Catalog for FakeSwarm {
         })
     }
 
-    fn change(&self, _: AckLevel, _: v1::operation::Operation) -> Answer<'_, Changed> {
-        self.ask(|_| Err(TrackerError::Refused { fault: Fault::Permission, message: "nothing changes here".into() }))
+    fn change(&self, _: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed> {
+        self.carry_out(operation)
     }
 
     fn offer_manifest(&self, manifest: Arc<Manifest>) -> Answer<'_, v1::write_file::Content> {
@@ -327,6 +334,10 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn new(offline_ok: bool) -> Self {
+        Self::with(offline_ok, Access::ReadWrite).await
+    }
+
+    pub(crate) async fn with(offline_ok: bool, access: Access) -> Self {
         let swarm = FakeSwarm::new();
         let (invalidations, forgotten) = Invalidations::new();
         let config = FileSystemConfig {
@@ -335,10 +346,12 @@ impl Bench {
             metadata_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(5),
             offline_ok,
+            access,
             no_passthrough: None,
         };
         let tasks = TaskTracker::new();
-        let fs = FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), invalidations, tasks.clone());
+        let fs =
+            FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), None, invalidations, tasks.clone());
         let fs = Arc::new(fs);
         let stop = CancellationToken::new();
         let (following, stopped) = (fs.clone(), stop.clone());

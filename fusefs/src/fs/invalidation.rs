@@ -15,6 +15,8 @@ pub enum Invalidation {
     Name(InodeNumber, Bytes),
     /// The attributes of an inode. Its pages stay: `open` decides whether they are still good.
     Attributes(InodeNumber),
+    /// Attributes and pages of an inode: its bytes are others than the kernel has.
+    Content(InodeNumber),
 }
 
 /// Where invalidations go; clones share it.

@@ -6,11 +6,15 @@
 //! * an answer is believed only if no change that it may have missed was pushed since it was asked for
 //!   ([`Ticket`]);
 //! * nothing is believed for longer than [`BRIEFLY`] while no changes are pushed;
+//! * what a change of ours made of things is known from its answer on, and is not taken back from the kernel when
+//!   its echo is pushed ([`own`]);
 //! * a leased file is as it is leased until the lease is over, or until it is known to have changed.
 
 mod leases;
+mod listings;
+mod own;
+mod recent;
 
-use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +27,15 @@ use super::catalog::Entries;
 use super::invalidation::Invalidation;
 use super::node::Node;
 use leases::Leases;
+use listings::Listings;
+use own::OnTheirWay;
+use recent::RecentChanges;
+
+pub use own::{Becomes, OwnChange, Touched};
 
 /// How long an answer holds while no changes are pushed: as long as promise 2 of the design allows a
 /// name to be old.
 pub const BRIEFLY: Duration = Duration::from_secs(1);
-/// Changes that are remembered to judge answers that were on their way.
-const CHANGES_REMEMBERED: usize = 16 * 1024;
 /// Entries of all directory listings together, as a multiple of the names that are kept.
 const LISTED_PER_NAME: usize = 2;
 
@@ -70,6 +77,8 @@ struct Learned<T> {
     value: T,
     epoch: u64,
     at: Instant,
+    /// Up to this revision the kernel knows of its changes without being told: the newest was ours.
+    own: Revision,
 }
 
 /// What is known; see the module.
@@ -80,15 +89,14 @@ pub struct Known {
     epoch: u64,
     nodes: LruCache<InodeNumber, Learned<Arc<Node>>>,
     names: LruCache<(InodeNumber, Bytes), Learned<Option<InodeNumber>>>,
-    listings: LruCache<InodeNumber, Learned<Arc<Listing>>>,
-    listed: usize,
-    most_listed: usize,
-    /// Directory in which an inode was last seen.
-    parents: LruCache<InodeNumber, InodeNumber>,
+    listings: Listings,
+    /// Directory in which an inode was last seen, and its name there.
+    parents: LruCache<InodeNumber, (InodeNumber, Bytes)>,
     leases: Leases,
     /// Inodes of which the kernel may have been told an older version.
     untold: LruCache<InodeNumber, ()>,
     changes: RecentChanges,
+    own: OnTheirWay,
     take_back: Vec<Invalidation>,
 }
 
@@ -103,13 +111,12 @@ impl Known {
             epoch: 0,
             nodes: LruCache::new(most),
             names: LruCache::new(most),
-            listings: LruCache::unbounded(),
-            listed: 0,
-            most_listed: most.get().saturating_mul(LISTED_PER_NAME),
+            listings: Listings::new(most.get().saturating_mul(LISTED_PER_NAME)),
             parents: LruCache::new(most),
             leases: Leases::new(),
             untold: LruCache::new(most),
             changes: RecentChanges::default(),
+            own: OnTheirWay::default(),
             take_back: Vec::new(),
         }
     }
@@ -152,6 +159,8 @@ impl Known {
     /// The same, and the catalog is another: what was pushed before says nothing of it.
     pub fn replaced(&mut self) {
         self.changes = RecentChanges::default();
+        self.nodes.iter_mut().for_each(|(_, learned)| learned.own = Revision::default());
+        self.names.iter_mut().for_each(|(_, learned)| learned.own = Revision::default());
         self.reset();
     }
 
@@ -163,33 +172,59 @@ impl Known {
         self.take_back.extend(names.chain(nodes));
     }
 
-    /// A change was pushed.
-    pub fn changed(&mut self, revision: Revision, change: &v1::Change) {
-        let inode = InodeNumber(change.inode);
-        self.doubt_node(revision, inode);
-        if change.name.is_empty() {
-            return;
+    /// Changes were pushed, all that were made at a revision.
+    pub fn changed(&mut self, revision: Revision, changes: &[v1::Change]) {
+        for change in changes {
+            let (inode, name) = (InodeNumber(change.inode), change.name.clone());
+            // An entry is a part of its directory.
+            self.changes.note(revision, inode, Bytes::new());
+            if !name.is_empty() {
+                self.changes.note(revision, inode, name);
+            }
         }
-        let name = change.name.clone();
-        self.changes.note(revision, inode, name.clone());
-        let mut child = None;
-        if let Some(learned) = self.listings.peek_mut(&inode) {
-            learned.epoch = DOUBTED;
-            child = learned.value.find(&name).map(|index| learned.value.entries[index].1.inode);
+        if !self.own.hold(revision, changes) {
+            self.judge(revision, changes);
         }
-        if let Some(learned) = self.names.peek_mut(&(inode, name.clone())) {
+    }
+
+    /// Doubt what was changed, unless it is known already.
+    fn judge(&mut self, revision: Revision, changes: &[v1::Change]) {
+        // Several changes may share a revision. If all of it is ours, nobody else had a hand in it; else what an
+        // answer of that revision said of a name may not have been the last word.
+        let ours = changes.iter().all(|change| match change.name.is_empty() {
+            true => self.own_of_node(InodeNumber(change.inode)) >= revision,
+            false => self.own_of_name(InodeNumber(change.inode), &change.name) >= revision,
+        });
+        let is_known = |own: Revision| own > revision || (ours && own == revision);
+        for change in changes {
+            let (inode, name) = (InodeNumber(change.inode), change.name.clone());
+            if !is_known(self.own_of_node(inode)) {
+                self.doubt_node(inode);
+            }
+            if !name.is_empty()
+                && !is_known(self.own_of_name(inode, &name))
+                && let Some(child) = self.doubt_name(inode, name)
+                && !is_known(self.own_of_node(child))
+            {
+                // Its links changed, if it lives on at all.
+                self.changes.note(revision, child, Bytes::new());
+                self.doubt_node(child);
+            }
+        }
+    }
+
+    /// A name may have become another; returns what it named.
+    fn doubt_name(&mut self, parent: InodeNumber, name: Bytes) -> Option<InodeNumber> {
+        let mut child = self.listings.doubt(parent, &name);
+        if let Some(learned) = self.names.peek_mut(&(parent, name.clone())) {
             learned.epoch = DOUBTED;
             child = learned.value.or(child);
         }
-        if let Some(child) = child {
-            // Its links changed, if it lives on at all.
-            self.doubt_node(revision, child);
-        }
-        self.take_back.push(Invalidation::Name(inode, name));
+        self.take_back.push(Invalidation::Name(parent, name));
+        child
     }
 
-    fn doubt_node(&mut self, revision: Revision, inode: InodeNumber) {
-        self.changes.note(revision, inode, Bytes::new());
+    fn doubt_node(&mut self, inode: InodeNumber) {
         self.leases.forget(inode);
         if let Some(learned) = self.nodes.peek_mut(&inode) {
             learned.epoch = DOUBTED;
@@ -201,7 +236,8 @@ impl Known {
     pub fn node(&mut self, inode: InodeNumber, now: Instant) -> Option<(Arc<Node>, Trust)> {
         let learned = self.nodes.get(&inode)?;
         let (epoch, at, node) = (learned.epoch, learned.at, learned.value.clone());
-        Some((node, self.trust(epoch, at, now)))
+        let trust = self.trust(epoch, at, now).unless(self.own.is_changing(inode, b""));
+        Some((node, trust))
     }
 
     /// A name in a directory, if it is known, or known to be absent.
@@ -210,44 +246,49 @@ impl Known {
     pub fn name(&mut self, parent: InodeNumber, name: &[u8], now: Instant) -> Option<(Option<Arc<Node>>, Trust)> {
         if let Some(learned) = self.names.get(&(parent, Bytes::copy_from_slice(name))) {
             let (epoch, at, child) = (learned.epoch, learned.at, learned.value);
-            let trust = self.trust(epoch, at, now);
+            let trust = self.trust(epoch, at, now).unless(self.own.is_changing(parent, name));
             let Some(child) = child else { return Some((None, trust)) };
             if let Some((node, of_node)) = self.node(child, now) {
                 return Some((Some(node), trust.and(of_node)));
             }
         }
-        let learned = self.listings.get(&parent)?;
-        let (epoch, at, listing) = (learned.epoch, learned.at, learned.value.clone());
-        let trust = self.trust(epoch, at, now);
-        match listing.find(name) {
-            // Answered from the listing, the kernel is given an absence that must be taken back later.
-            None => {
-                if trust != Trust::Once {
-                    self.keep_name(parent, Bytes::copy_from_slice(name), None, epoch, at);
-                }
-                Some((None, trust))
-            }
-            Some(index) => {
-                let (name, listed) = &listing.entries[index];
+        let (listed, epoch, at) = self.listings.name(parent, name)?;
+        let trust = self.trust(epoch, at, now).unless(self.own.is_changing(parent, name));
+        let (node, of_both) = match listed {
+            None => (None, trust),
+            Some(listed) => {
                 let (node, of_node) = self.node(listed.inode, now)?;
-                if trust != Trust::Once {
-                    self.keep_name(parent, name.clone(), Some(node.inode), epoch, at);
-                }
-                Some((Some(node), trust.and(of_node)))
+                (Some(node), trust.and(of_node))
             }
+        };
+        // The kernel is given something, also an absence, that must be taken back later.
+        if trust != Trust::Once {
+            let child = node.as_ref().map(|node| node.inode);
+            self.keep_name(parent, Bytes::copy_from_slice(name), child, epoch, at);
         }
+        Some((node, of_both))
     }
 
     /// All entries of a directory, if they are known.
     pub fn listing(&mut self, directory: InodeNumber, now: Instant) -> Option<(Arc<Listing>, Trust)> {
-        let learned = self.listings.get(&directory)?;
-        let (epoch, at, listing) = (learned.epoch, learned.at, learned.value.clone());
+        let (listing, epoch, at) = self.listings.whole(directory)?;
+        Some((listing, self.trust(epoch, at, now)))
+    }
+
+    /// The same, as it was when it was asked for: what this mount made and removed since does not show.
+    pub fn listing_as_asked(&mut self, directory: InodeNumber, now: Instant) -> Option<(Arc<Listing>, Trust)> {
+        let (listing, epoch, at) = self.listings.as_asked(directory)?;
         Some((listing, self.trust(epoch, at, now)))
     }
 
     /// The directory in which an inode was last seen.
     pub fn parent_of(&mut self, inode: InodeNumber) -> Option<InodeNumber> {
-        self.parents.get(&inode).copied()
+        self.parents.get(&inode).map(|(parent, _)| *parent)
+    }
+
+    /// The same, and its name there.
+    pub fn place_of(&mut self, inode: InodeNumber) -> Option<(InodeNumber, Bytes)> {
+        self.parents.get(&inode).cloned()
     }
 
     /// An answer about an inode.
@@ -256,16 +297,21 @@ impl Known {
         if self.changes.may_be_missed(ticket.newest, inode, b"") {
             return Trust::For(Duration::ZERO);
         }
+        self.keep_node(node, ticket.epoch, now, Revision::default());
+        self.trust(ticket.epoch, now, now).at_least_now().unless(self.own.is_changing(inode, b""))
+    }
+
+    fn keep_node(&mut self, node: Arc<Node>, epoch: u64, at: Instant, own: Revision) {
+        let inode = node.inode;
         self.leases.forget_older(&node);
-        let learned = Learned { value: node.clone(), epoch: ticket.epoch, at: now };
-        match self.nodes.push(inode, learned) {
+        let own = self.nodes.peek(&inode).map_or(own, |old| old.own.max(own));
+        match self.nodes.push(inode, Learned { value: node.clone(), epoch, at, own }) {
             Some((same, old)) if same == inode && old.value.version != node.version => {
                 self.untold.put(inode, ());
             }
             Some((other, _)) if other != inode => self.take_back.push(Invalidation::Attributes(other)),
             _ => {}
         }
-        self.trust(ticket.epoch, now, now).at_least_now()
     }
 
     /// A file that no change is acknowledged of before `until`. What else is known of it stays: the kernel was
@@ -300,14 +346,15 @@ impl Known {
     ) -> Trust {
         let child = node.as_ref().map(|node| node.inode);
         let of_node = node.map(|node| self.learn_node(ticket, node, now));
-        if let Some(child) = child {
-            self.parents.put(child, parent);
-        }
         if self.changes.may_be_missed(ticket.newest, parent, &name) {
             return Trust::For(Duration::ZERO);
         }
+        if let Some(child) = child {
+            self.parents.put(child, (parent, name.clone()));
+        }
+        let pending = self.own.is_changing(parent, &name);
         self.keep_name(parent, name, child, ticket.epoch, now);
-        let trust = self.trust(ticket.epoch, now, now).at_least_now();
+        let trust = self.trust(ticket.epoch, now, now).at_least_now().unless(pending);
         of_node.map_or(trust, |of_node| trust.and(of_node))
     }
 
@@ -321,21 +368,17 @@ impl Known {
     ) -> Arc<Listing> {
         let mut entries: Vec<_> = entries.into_iter().map(|(name, node)| (name, Arc::new(node))).collect();
         entries.sort_by(|(left, _), (right, _)| left.cmp(right));
-        for (_, node) in &entries {
-            self.learn_node(ticket, node.clone(), now);
-            self.parents.put(node.inode, directory);
-        }
-        let listing = Arc::new(Listing { directory, entries });
         // An entry that changed while the listing was on its way notes the directory itself too.
         let missed = self.changes.may_be_missed(ticket.newest, directory, b"");
-        if !missed && listing.entries.len() <= self.most_listed {
-            self.forget_listing(directory);
-            self.listed += listing.entries.len();
-            self.listings.put(directory, Learned { value: listing.clone(), epoch: ticket.epoch, at: now });
-            while self.listed > self.most_listed {
-                let Some((_, pushed_out)) = self.listings.pop_lru() else { break };
-                self.listed -= pushed_out.value.entries.len();
+        for (name, node) in &entries {
+            self.learn_node(ticket, node.clone(), now);
+            if !missed {
+                self.parents.put(node.inode, (directory, name.clone()));
             }
+        }
+        let listing = Arc::new(Listing { directory, entries });
+        if !missed {
+            self.listings.keep(listing.clone(), ticket.epoch, now);
         }
         listing
     }
@@ -355,16 +398,21 @@ impl Known {
     }
 
     fn keep_name(&mut self, parent: InodeNumber, name: Bytes, child: Option<InodeNumber>, epoch: u64, at: Instant) {
-        let key = (parent, name);
-        let pushed_out = self.names.push(key.clone(), Learned { value: child, epoch, at });
-        if let Some(((parent, name), _)) = pushed_out.filter(|(other, _)| *other != key) {
-            self.take_back.push(Invalidation::Name(parent, name));
-        }
+        self.keep_own_name((parent, name), child, epoch, at, Revision::default());
     }
 
-    fn forget_listing(&mut self, directory: InodeNumber) {
-        if let Some(old) = self.listings.pop(&directory) {
-            self.listed -= old.value.entries.len();
+    fn keep_own_name(
+        &mut self,
+        key: (InodeNumber, Bytes),
+        child: Option<InodeNumber>,
+        epoch: u64,
+        at: Instant,
+        own: Revision,
+    ) {
+        let own = self.names.peek(&key).map_or(own, |old| old.own.max(own));
+        let pushed_out = self.names.push(key.clone(), Learned { value: child, epoch, at, own });
+        if let Some(((parent, name), _)) = pushed_out.filter(|(other, _)| *other != key) {
+            self.take_back.push(Invalidation::Name(parent, name));
         }
     }
 
@@ -379,10 +427,18 @@ impl Known {
 }
 
 impl Trust {
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::For(one), Self::For(two)) => Self::For(one.min(two)),
             _ => Self::Once,
+        }
+    }
+
+    /// What is changing now is right at this moment, but cannot be kept.
+    fn unless(self, changing: bool) -> Self {
+        match self {
+            Self::For(_) if changing => Self::For(Duration::ZERO),
+            other => other,
         }
     }
 
@@ -392,36 +448,6 @@ impl Trust {
             Self::Once => Self::For(Duration::ZERO),
             other => other,
         }
-    }
-}
-
-/// The newest change of each thing that changed lately.
-#[derive(Default)]
-struct RecentChanges {
-    newest: HashMap<(InodeNumber, Bytes), Revision>,
-    order: VecDeque<(Revision, InodeNumber, Bytes)>,
-    /// Changes up to this revision are forgotten.
-    floor: Revision,
-}
-
-impl RecentChanges {
-    fn note(&mut self, revision: Revision, inode: InodeNumber, name: Bytes) {
-        self.newest.insert((inode, name.clone()), revision);
-        self.order.push_back((revision, inode, name));
-        if self.order.len() > CHANGES_REMEMBERED
-            && let Some((revision, inode, name)) = self.order.pop_front()
-        {
-            self.floor = self.floor.max(revision);
-            let key = (inode, name);
-            if self.newest.get(&key) == Some(&revision) {
-                self.newest.remove(&key);
-            }
-        }
-    }
-
-    fn may_be_missed(&self, answered_from: Revision, inode: InodeNumber, name: &[u8]) -> bool {
-        let changed = self.newest.get(&(inode, Bytes::copy_from_slice(name)));
-        changed.map_or(answered_from < self.floor, |changed| *changed > answered_from)
     }
 }
 

@@ -15,10 +15,14 @@ pub mod node;
 pub mod open_files;
 
 mod attributes;
+mod changing;
 mod directories;
+mod own_change;
+mod places;
 mod reading;
 mod siblings;
 mod watch;
+mod writing;
 mod xattr;
 
 #[cfg(test)]
@@ -51,9 +55,12 @@ use open_files::OpenFiles;
 use siblings::Siblings;
 
 pub use attributes::Found;
+pub(crate) use changing::nanoseconds;
+pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub use directories::{Entry, Page};
 pub use reading::Whence;
-pub use xattr::PREFIX as ATTRIBUTE_PREFIX;
+pub use writing::{Reserve, ResizedBy, Writing};
+pub use xattr::{ExtendedMode, USER_PREFIX};
 
 /// Names and inodes that are remembered; about 400 bytes each.
 const KNOWN_MOST: usize = 200_000;
@@ -61,6 +68,15 @@ const KNOWN_MOST: usize = 200_000;
 const MANIFESTS_MOST: NonZeroUsize = NonZeroUsize::new(4 * 1024).expect("not zero");
 /// Manifests of more extents are asked for at each open: they would crowd out the others.
 const MANIFEST_EXTENTS_MOST: usize = 16 * 1024;
+
+/// What may be done to a mounted swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Nothing is changed.
+    ReadOnly,
+}
 
 /// How a [`FileSystem`] behaves.
 #[derive(Debug, Clone)]
@@ -75,6 +91,8 @@ pub struct FileSystemConfig {
     pub read_timeout: Duration,
     /// With the tracker away, answer from what was known last.
     pub offline_ok: bool,
+    /// Whether anything may be changed.
+    pub access: Access,
     /// Why the kernel may not read cache files by itself, if it may not.
     pub no_passthrough: Option<String>,
 }
@@ -96,6 +114,8 @@ pub struct FileSystem {
     open: OpenFiles,
     directories: Directories,
     siblings: Mutex<Siblings>,
+    /// None: the mount is read-only.
+    writing: Option<Writing>,
     capacity: Mutex<Option<(Instant, v1::StatFsReply)>>,
     invalidations: Invalidations,
     kernel: OnceLock<Arc<dyn Kernel>>,
@@ -115,6 +135,7 @@ impl FileSystem {
         catalog: Arc<dyn Catalog>,
         content: Arc<dyn Content>,
         locator: Arc<dyn Locator>,
+        writing: Option<Writing>,
         invalidations: Invalidations,
         tasks: TaskTracker,
     ) -> Self {
@@ -134,6 +155,7 @@ impl FileSystem {
             catalog,
             content,
             locator,
+            writing,
             invalidations,
             tasks,
         }

@@ -201,6 +201,27 @@ impl OpenFiles {
         })
     }
 
+    /// Which inode a handle is of.
+    pub fn inode_of(&self, handle: u64) -> Option<InodeNumber> {
+        Some(self.inner.lock().handles.get(&handle)?.inode)
+    }
+
+    /// This mount has saved a version of a file that it had open at `base`: all handles read it from now on, and what
+    /// the kernel has of the file is of it.
+    pub fn saved(&self, node: Arc<Node>, version: Version, base: u64) {
+        let mut inner = self.inner.lock();
+        let (inode, number) = (node.inode, node.version);
+        if let Some(entry) = inner.inodes.get_mut(&inode)
+            && entry.node.version < number
+        {
+            entry.node = node;
+            entry.version = version;
+        }
+        if inner.pages.peek(&inode) == Some(&base) {
+            inner.pages.put(inode, number);
+        }
+    }
+
     /// From now on the handle reads `content`, which is version `number`.
     pub fn renew(&self, handle: u64, content: Arc<dyn OpenContent>, number: u64) {
         if let Some(open) = self.inner.lock().handles.get_mut(&handle)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use swarm_proto::{Extent, InodeNumber, Manifest, ManifestDigest};
+use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, ManifestDigest};
 
 use super::content::Version;
 use super::invalidation::Invalidation;
@@ -43,6 +43,9 @@ impl FileSystem {
     ) -> Result<Opened, Errno> {
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
         let (node, version) = self.current(inode).await?;
+        if let Some(written) = self.written(inode) {
+            written.meet(&node, &version);
+        }
         let content = self.content.open(&version);
         let opened = self.open.open(node.clone(), version, content, back);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
@@ -68,6 +71,14 @@ impl FileSystem {
     /// Bytes of an open file; fewer than `length` only at its end.
     pub async fn read(&self, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
         let deadline = Instant::now() + self.config.read_timeout;
+        let inode = self.open.inode_of(handle).ok_or(Errno::BADF)?;
+        if let Some(written) = self.written(inode) {
+            let bytes = self.read_written(&written, ByteRange::at(offset, length.into()), deadline);
+            let bytes = tokio::time::timeout_at(deadline.into(), bytes).await.unwrap_or(Err(Errno::IO))?;
+            self.counters.reads.inc();
+            self.counters.read_bytes.inc_by(bytes.len() as u64);
+            return Ok(bytes);
+        }
         let content = match self.open.reading(handle).ok_or(Errno::BADF)? {
             Reading::Content(content) => content,
             Reading::Renew { version, number } => {
@@ -84,7 +95,10 @@ impl FileSystem {
     }
 
     /// Close a file.
-    pub fn release(&self, handle: u64) {
+    pub fn release(self: &Arc<Self>, handle: u64) {
+        if let Some(inode) = self.open.inode_of(handle) {
+            self.leave(handle, inode);
+        }
         let Some(read) = self.open.release(handle) else { return };
         let known = self.known.lock().node(read.inode, Instant::now());
         // While it was open the kernel was shown the size of the version that was read.
@@ -97,6 +111,9 @@ impl FileSystem {
     ///
     /// Errors: [`Errno::NXIO`] past the end, and if there is no more data.
     pub async fn seek(&self, inode: InodeNumber, offset: u64, whence: Whence) -> Result<u64, Errno> {
+        if let Some(written) = self.written(inode) {
+            return self.seek_written(&written, offset, whence).ok_or(Errno::NXIO);
+        }
         let version = match self.open.opened(inode) {
             Some((_, version)) => version,
             None => self.current(inode).await?.1,
@@ -105,7 +122,7 @@ impl FileSystem {
     }
 
     /// An inode as it is now in the whole swarm, and its content.
-    async fn current(&self, inode: InodeNumber) -> Result<(Arc<Node>, Version), Errno> {
+    pub(super) async fn current(&self, inode: InodeNumber) -> Result<(Arc<Node>, Version), Errno> {
         let last = || self.known.lock().node(inode, Instant::now()).map(|(node, _)| (node, None));
         let ticket = self.ticket();
         let known = match self.is_offline() {
@@ -120,6 +137,10 @@ impl FileSystem {
                     Ok(Some((node, manifest))) => {
                         let node = Arc::new(node);
                         self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+                        // It lives on where it is open. Here it is not: its name was looked up before it lost it.
+                        if node.links == 0 && self.open.opened(inode).is_none() {
+                            return Err(Errno::STALE);
+                        }
                         (node, manifest)
                     }
                     Ok(None) => return Err(Errno::STALE),
@@ -161,6 +182,12 @@ impl FileSystem {
         Ok(Version { digest: Some(digest), manifest })
     }
 
+    pub(super) fn remember_version(&self, version: &Version) {
+        if let Some(digest) = version.digest {
+            self.remember(digest, &version.manifest);
+        }
+    }
+
     fn remember(&self, digest: ManifestDigest, manifest: &Arc<Manifest>) {
         if manifest.extents().len() <= MANIFEST_EXTENTS_MOST {
             self.manifests.lock().put(digest, manifest.clone());
@@ -172,7 +199,7 @@ impl FileSystem {
         let listing = {
             let mut known = self.known.lock();
             let Some(parent) = known.parent_of(inode) else { return };
-            let Some((listing, Trust::For(_))) = known.listing(parent, Instant::now()) else { return };
+            let Some((listing, Trust::For(_))) = known.listing_as_asked(parent, Instant::now()) else { return };
             listing
         };
         let next = Siblings::opened(&mut self.siblings.lock(), &listing, inode);

@@ -80,9 +80,7 @@ impl FileSystem {
             if reply.reset {
                 known.reset();
             }
-            for change in &reply.changes {
-                known.changed(revision, change);
-            }
+            known.changed(revision, &reply.changes);
         });
     }
 }

@@ -1,4 +1,6 @@
-//! What the swarm says of a file, as extended attributes.
+//! Extended attributes: what people store, and what the swarm says of a file.
+//!
+//! Stored are those in `user.`; no other namespace has any. Below `user.swarm.`, and never stored:
 //!
 //! * `user.swarm.hash`: 64 hex digits. Of a file that is one whole segment the segment's id, which is what
 //!   `b3sum` prints for the file; of an empty file the BLAKE3 of nothing, likewise; of any other file the
@@ -9,49 +11,83 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use swarm_proto::{Extent, InodeNumber, SegmentId};
+use bytes::Bytes;
+use swarm_proto::v1::operation::Operation;
+use swarm_proto::{Extent, InodeNumber, SegmentId, v1};
 
 use super::FileSystem;
 use super::content::Version;
-use super::node::Kind;
+use super::node::{Kind, Node};
 use crate::errno::Errno;
 
-/// Names start with this; all others are absent.
-pub const PREFIX: &[u8] = b"user.swarm.";
-/// What a file has, as `listxattr` gives it.
-const LIST: &[u8] = b"user.swarm.hash\0user.swarm.holders\0user.swarm.cached\0";
+/// Names of those that people store start with this, and are longer.
+pub const USER_PREFIX: &[u8] = b"user.";
+/// Names of those that nobody stores start with this.
+const VIRTUAL_PREFIX: &[u8] = b"user.swarm.";
+/// What a file has besides what is stored, as `listxattr` gives it.
+const VIRTUAL: &[u8] = b"user.swarm.hash\0user.swarm.holders\0user.swarm.cached\0";
 /// Segments that are located for `holders`; a larger file is judged by its first ones.
 const LOCATED_MOST: usize = 4_096;
 /// Longest value that Linux passes on.
 const VALUE_BYTES_MOST: usize = 64 * 1024;
+/// All names and values of an inode together; the catalog sees to it.
+const STORED_BYTES_MOST: usize = 8 * 1024;
+
+pub use v1::ExtendedMode;
 
 impl FileSystem {
     /// Names of the attributes that an inode has, each ended by a zero byte, if they are known at once.
-    pub fn attribute_names_known(&self, inode: InodeNumber) -> Option<&'static [u8]> {
-        self.attributes_known(inode)?.node.map(|node| names_of(node.kind))
+    pub fn attribute_names_known(&self, inode: InodeNumber) -> Option<Vec<u8>> {
+        self.attributes_known(inode)?.node.map(|node| names_of(&node))
     }
 
     /// Names of the attributes that an inode has, each ended by a zero byte.
-    pub async fn attribute_names(&self, inode: InodeNumber) -> Result<&'static [u8], Errno> {
-        Ok(names_of(self.node(inode).await?.0.kind))
+    pub async fn attribute_names(&self, inode: InodeNumber) -> Result<Vec<u8>, Errno> {
+        Ok(names_of(&self.node(inode).await?.0))
     }
 
-    /// The value of an attribute of a file.
+    /// Store an attribute.
+    ///
+    /// Errors: [`Errno::OPNOTSUPP`] outside `user.`; [`Errno::PERM`] for what nobody stores; [`Errno::EXIST`] and
+    ///         [`Errno::NODATA`] as `mode` says; [`Errno::NOSPC`] if the inode has too many or too long ones.
+    pub async fn set_extended(
+        &self,
+        inode: InodeNumber,
+        name: Bytes,
+        value: Bytes,
+        mode: ExtendedMode,
+    ) -> Result<(), Errno> {
+        may_be_stored(&name)?;
+        if name.len() + value.len() > STORED_BYTES_MOST {
+            return Err(Errno::NOSPC);
+        }
+        let set = v1::SetExtended { inode: inode.0, name, value: Some(value), mode: mode.into() };
+        self.change_inode(inode, Operation::SetExtended(set)).await.map(drop)
+    }
+
+    /// Remove a stored attribute.
+    ///
+    /// Errors: as [`Self::set_extended`]; [`Errno::NODATA`] if there is none.
+    pub async fn remove_extended(&self, inode: InodeNumber, name: Bytes) -> Result<(), Errno> {
+        may_be_stored(&name)?;
+        let set = v1::SetExtended { inode: inode.0, name, value: None, mode: ExtendedMode::Set.into() };
+        self.change_inode(inode, Operation::SetExtended(set)).await.map(drop)
+    }
+
+    /// The value of an attribute.
     ///
     /// Errors: [`Errno::NODATA`] if it has none of that name.
     pub async fn attribute(&self, inode: InodeNumber, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let what = name.strip_prefix(PREFIX).ok_or(Errno::NODATA)?;
+        let Some(what) = name.strip_prefix(VIRTUAL_PREFIX) else { return self.stored(inode, name).await };
         if !matches!(what, b"hash" | b"holders" | b"cached") {
             return Err(Errno::NODATA);
         }
         let version = match self.open.opened(inode) {
             Some((_, version)) => version,
             None => {
-                let node = match self.attributes_known(inode).and_then(|found| found.node) {
-                    Some(node) => node,
-                    None => self.node(inode).await?.0,
-                };
+                let node = self.node_now(inode).await?;
                 if node.kind != Kind::File {
                     return Err(Errno::NODATA);
                 }
@@ -64,6 +100,19 @@ impl FileSystem {
             _ => self.holders(&version).await?,
         };
         Ok(text.into_bytes())
+    }
+
+    async fn stored(&self, inode: InodeNumber, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let node = self.node_now(inode).await?;
+        let found = node.extended.iter().find(|(stored, _)| stored == name);
+        found.map(|(_, value)| value.to_vec()).ok_or(Errno::NODATA)
+    }
+
+    async fn node_now(&self, inode: InodeNumber) -> Result<Arc<Node>, Errno> {
+        match self.attributes_known(inode).and_then(|found| found.node) {
+            Some(node) => Ok(node),
+            None => Ok(self.node(inode).await?.0),
+        }
     }
 
     async fn holders(&self, version: &Version) -> Result<String, Errno> {
@@ -104,11 +153,22 @@ impl FileSystem {
     }
 }
 
-const fn names_of(kind: Kind) -> &'static [u8] {
-    match kind {
-        Kind::File => LIST,
-        _ => b"",
+fn may_be_stored(name: &[u8]) -> Result<(), Errno> {
+    match name.strip_prefix(USER_PREFIX) {
+        None => Err(Errno::OPNOTSUPP),
+        Some(b"") => Err(Errno::INVAL),
+        Some(_) if name.starts_with(VIRTUAL_PREFIX) => Err(Errno::PERM),
+        Some(_) => Ok(()),
     }
+}
+
+fn names_of(node: &Node) -> Vec<u8> {
+    let mut names = if node.kind == Kind::File { VIRTUAL.to_vec() } else { Vec::new() };
+    for (name, _) in &node.extended {
+        names.extend_from_slice(name);
+        names.push(0);
+    }
+    names
 }
 
 fn hash(version: &Version) -> String {

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::Operations;
 use super::convert::Numbers;
 use crate::fs::invalidation::Invalidation;
-use crate::fs::{FileSystem, Kernel};
+use crate::fs::{Access, FileSystem, Kernel};
 
 /// Threads that take requests from the kernel; they only decode, the work is done elsewhere.
 const THREADS_MOST: usize = 4;
@@ -65,7 +65,7 @@ impl Session {
         let numbers = Numbers { root: fs.config().root };
         let operations =
             Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr, status: Default::default() };
-        let session = fuser::Session::new(operations, &config.mountpoint, &options(config))?;
+        let session = fuser::Session::new(operations, &config.mountpoint, &options(config, fs.config().access))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());
         std::thread::Builder::new().name("tell-kernel".into()).spawn(move || tell.run(&forget))?;
@@ -86,19 +86,21 @@ impl Session {
     }
 }
 
-fn options(config: &SessionConfig) -> Config {
+fn options(config: &SessionConfig, access: Access) -> Config {
     let mut options = Config::default();
     options.mount_options = vec![
         MountOption::FSName(config.source.clone()),
         // As root fuser drops its own option for this.
         MountOption::CUSTOM("subtype=swarmfs".to_owned()),
         MountOption::DefaultPermissions,
-        MountOption::RO,
-        // Anybody may put files into a swarm: their set-id bits and devices mean nothing here.
+        // Anybody may put files into a swarm: their set-id bits and devices are stored, and mean nothing here.
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoAtime,
     ];
+    if access == Access::ReadOnly {
+        options.mount_options.push(MountOption::RO);
+    }
     options.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, THREADS_MOST);
     options.n_threads = Some(threads);
@@ -140,6 +142,7 @@ impl TellKernel {
                 self.notifier.inval_entry(self.numbers.to_kernel(*parent), OsStr::from_bytes(name))
             }
             // A negative offset leaves the pages alone: dropping them could wait for a read of ours.
+            Invalidation::Content(inode) => self.notifier.inval_inode(self.numbers.to_kernel(*inode), 0, 0),
             Invalidation::Attributes(inode) => self.notifier.inval_inode(self.numbers.to_kernel(*inode), -1, 0),
         };
         if let Err(error) = told {

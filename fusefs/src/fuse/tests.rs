@@ -14,9 +14,9 @@ use tokio::runtime::Runtime;
 
 use super::{Session, SessionConfig};
 use crate::errno::Errno;
-use crate::fs::FileSystem;
 use crate::fs::fake::{Bench, FakeSwarm, ROOT};
 use crate::fs::node::Kind;
+use crate::fs::{Access, FileSystem};
 use crate::mount::unmount::{WhenBusy, unmount};
 
 /// A mounted fake swarm; unmounted when dropped.
@@ -29,8 +29,12 @@ struct Mounted {
 
 impl Mounted {
     fn new(offline_ok: bool) -> Self {
+        Self::with(offline_ok, Access::ReadWrite)
+    }
+
+    fn with(offline_ok: bool, access: Access) -> Self {
         let runtime = Runtime::new().unwrap();
-        let (mut bench, folder) = (runtime.block_on(Bench::new(offline_ok)), tempfile::tempdir().unwrap());
+        let (mut bench, folder) = (runtime.block_on(Bench::with(offline_ok, access)), tempfile::tempdir().unwrap());
         let (_, empty) = std::sync::mpsc::channel();
         let forget = std::mem::replace(&mut bench.forgotten, empty);
         let config = SessionConfig {
@@ -133,8 +137,8 @@ impl Mounted {
 }
 
 #[test]
-fn every_change_is_refused_with_erofs() {
-    let mounted = Mounted::new(false);
+fn a_read_only_mount_refuses_every_change_with_erofs_also_if_somebody_remounts_it() {
+    let mounted = Mounted::with(false, Access::ReadOnly);
     mounted.file("file", b"content");
     let (file, new) = (mounted.path("file"), mounted.path("new"));
     let attempts: [(&str, std::io::Result<()>); 8] = [
@@ -152,6 +156,8 @@ fn every_change_is_refused_with_erofs() {
     }
     let set = rustix::fs::setxattr(&file, "user.x", b"1", rustix::fs::XattrFlags::empty());
     assert_eq!(set, Err(Errno::ROFS));
+    rustix::mount::mount_remount(mounted.path(""), rustix::mount::MountFlags::empty(), "").unwrap();
+    assert_eq!(std::fs::create_dir(&new).unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use swarm_proto::admin::LogFormat;
 use swarm_proto::settings::{ByteCount, Span};
+use swarm_proto::{CHUNK_BYTES, MAX_SEGMENT_BYTES};
 use swarm_seeder::peer::Sharing;
 use swarm_seeder::tracker_client::TrackerAddress;
 
@@ -24,6 +25,10 @@ pub struct MountConfig {
     pub cache_dir: Option<PathBuf>,
     /// Most bytes of the cache; 0: nothing is kept on disk.
     pub cache_size: ByteCount,
+    /// Where what is written lies until it is saved; none: a folder of the cache's.
+    pub spool_dir: Option<PathBuf>,
+    /// Length at which files are cut.
+    pub segment_size: ByteCount,
     /// Share of the cache's disk that stays free, 0 to 1.
     pub free_space_ratio: f64,
     /// Most bytes fetched ahead of one reader.
@@ -32,16 +37,18 @@ pub struct MountConfig {
     pub memory: Option<ByteCount>,
     /// Longest that a read may take.
     pub read_timeout: Span,
+    /// Longest that saving a file may go without progress.
+    pub write_timeout: Span,
     /// Longest that a question to the tracker may take.
     pub metadata_timeout: Span,
     /// How long the kernel may keep names and attributes while the tracker pushes changes.
     pub metadata_ttl: Span,
     /// Other users may use the mount.
     pub allow_other: bool,
-    /// What the swarm says of a file stands in extended attributes. Programs that look for others, as `ls -l`
+    /// Files have extended attributes, and what the swarm says of a file is among them. Programs that look for others, as `ls -l`
     /// does, then ask for them of every file.
     pub xattr: bool,
-    /// Refuse every change. A mount of this version always does.
+    /// Refuse every change.
     pub read_only: bool,
     /// Mount over a folder that has something in it.
     pub nonempty: bool,
@@ -77,15 +84,18 @@ impl Default for MountConfig {
             tracker: String::new(),
             cache_dir: None,
             cache_size: ByteCount(10 << 30),
+            spool_dir: None,
+            segment_size: ByteCount(swarm_proto::DEFAULT_SEGMENT_BYTES.into()),
             free_space_ratio: 0.05,
             max_readahead: ByteCount(64 << 20),
             memory: None,
             read_timeout: Span(Duration::from_secs(30)),
+            write_timeout: Span(Duration::from_secs(60)),
             metadata_timeout: Span(Duration::from_secs(10)),
             metadata_ttl: Span(Duration::from_secs(3_600)),
             allow_other: false,
             xattr: false,
-            read_only: true,
+            read_only: false,
             nonempty: false,
             share: true,
             upload_limit: None,
@@ -111,10 +121,18 @@ impl MountConfig {
         if !(0.0..1.0).contains(&self.free_space_ratio) {
             return Err(format!("free_space_ratio is {}, must be 0 up to but not including 1", self.free_space_ratio));
         }
-        for (key, span) in [("read_timeout", self.read_timeout), ("metadata_timeout", self.metadata_timeout)] {
+        let spans = [
+            ("read_timeout", self.read_timeout),
+            ("write_timeout", self.write_timeout),
+            ("metadata_timeout", self.metadata_timeout),
+        ];
+        for (key, span) in spans {
             if span.0 < Duration::from_millis(100) || span.0 > Duration::from_secs(3_600) {
                 return Err(format!("{key} is {span}, must be 100ms to 1h"));
             }
+        }
+        if !(u64::from(CHUNK_BYTES)..=u64::from(MAX_SEGMENT_BYTES)).contains(&self.segment_size.0) {
+            return Err(format!("segment_size is {}, must be 16KiB to 64MiB", self.segment_size));
         }
         if self.memory.is_some_and(|memory| memory.0 < 4 << 20) {
             return Err("memory must be at least 4MiB".to_owned());

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use rustix::fs::{FlockOperation, flock};
 use swarm_proto::admin::{self, Readiness};
-use swarm_proto::{PeerId, SwarmId};
+use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SwarmId};
 use swarm_seeder::announcer::Binding;
 use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped};
 use swarm_seeder::store::StoreError;
 use swarm_seeder::store::cache::{CacheConfig, CacheStore};
+use swarm_seeder::swarm::upload::{UploadConfig, Uploader};
 use swarm_seeder::swarm::{Swarm, SwarmConfig};
 use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
 use tokio::runtime::Handle;
@@ -29,9 +30,10 @@ use super::unmount::{self, UnmountError};
 use crate::fs::catalog::Catalog;
 use crate::fs::invalidation::Invalidations;
 use crate::fs::node::Kind;
-use crate::fs::{FileSystem, FileSystemConfig};
+use crate::fs::{Access, FileSystem, FileSystemConfig, Writing};
 use crate::fuse::{Session, SessionConfig};
 use crate::read::{ReadConfig, ReadEngine};
+use crate::write::Spool;
 
 /// How long the cache of a mount that is just ending is waited for.
 const CACHE_PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +49,10 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 const TASKS_PATIENCE: Duration = Duration::from_secs(10);
 /// File in the cache's folder that says who this peer is.
 const PEER_ID: &str = "peer-id";
+/// Folder in the cache's in which unsaved bytes lie.
+const SPOOL: &str = "spool";
+/// Bytes of the spool's disk that are never used.
+const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
 
 /// Why a mount did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +75,14 @@ pub enum MountError {
     /// The cache cannot be used.
     #[error("{0}")]
     Cache(#[from] StoreError),
+    /// What is written cannot be kept.
+    #[error("keep what is written in {}: {source}", folder.display())]
+    Spool {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// It cannot listen for other peers.
     #[error("{0}")]
     Peer(#[from] PeerError),
@@ -205,12 +219,18 @@ impl Mount {
             metadata_timeout: config.metadata_timeout.0,
             read_timeout: config.read_timeout.0,
             offline_ok: config.offline_ok,
+            access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
             no_passthrough: (!system.may_mount).then(|| "only root may have the kernel do it".to_owned()),
         };
         let (invalidations, forget) = Invalidations::new();
         let tracker = Arc::new(tracker);
         let content = Arc::new(EngineContent(engine));
-        let fs = FileSystem::new(fs_config, tracker.clone(), content, tracker, invalidations, tasks.clone());
+        let writing = match config.read_only {
+            true => None,
+            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop).await?),
+        };
+        let locator = tracker.clone();
+        let fs = FileSystem::new(fs_config, tracker, content, locator, writing, invalidations, tasks.clone());
         let fs = Arc::new(fs);
         if let Err(error) = fs.counters().register(&registry) {
             tracing::error!(%error, "register the counters of the mount");
@@ -313,6 +333,37 @@ impl Mount {
             false => Stopped::Forced,
         })
     }
+}
+
+/// What writing needs; what an earlier mount left unsaved is told of.
+async fn writing(
+    config: &MountConfig,
+    cache_dir: &Path,
+    tracker: &Arc<TrackerClient>,
+    ours: SwarmId,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Writing, MountError> {
+    let status = tracker.status(0).await?;
+    let replicas = status.replicas.max(1);
+    let upload = UploadConfig {
+        segment_bytes: u32::try_from(config.segment_size.0).unwrap_or(MAX_SEGMENT_BYTES),
+        replicas,
+        min_replicas: status.min_replicas.clamp(1, replicas),
+        patience: config.write_timeout.0,
+        ..UploadConfig::default()
+    };
+    let uploader = Uploader::new(tracker.clone(), upload, tasks, stop.clone());
+    let folder = config.spool_dir.clone().unwrap_or_else(|| cache_dir.join(SPOOL));
+    let opened = {
+        let folder = folder.clone();
+        blocking(move || Spool::open(&folder, SPOOL_FLOOR_BYTES)).await
+    };
+    let (spool, left) = opened.map_err(|source| MountError::Spool { folder, source })?;
+    if !left.is_empty() {
+        tracing::warn!(files = left.len(), "an earlier mount left files unsaved: `swarmfs spool list` shows them");
+    }
+    Ok(Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0))
 }
 
 #[expect(clippy::too_many_arguments, reason = "all that there is to say of a mount, gathered once")]

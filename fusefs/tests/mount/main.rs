@@ -5,9 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that meets the unexpected fails")]
 
+mod attributes;
 mod coherence;
 mod command;
 mod lifecycle;
+mod names;
 mod reading;
 mod swarm;
 mod tools;

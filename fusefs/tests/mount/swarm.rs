@@ -121,6 +121,12 @@ impl Swarm {
         self.mutate(Operation::Unlink(v1::Unlink { parent, name: Bytes::copy_from_slice(name) }));
     }
 
+    pub(crate) fn remove_folder(&self, path: &str) {
+        let (parent, name) = self.parent_and_name(path.as_bytes());
+        let name = Bytes::copy_from_slice(name);
+        self.mutate(Operation::RemoveDirectory(v1::RemoveDirectory { parent, name }));
+    }
+
     pub(crate) fn rename(&self, from: &str, to: &str) {
         let ((parent, name), (new_parent, new_name)) =
             (self.parent_and_name(from.as_bytes()), self.parent_and_name(to.as_bytes()));
@@ -207,6 +213,11 @@ impl Mounted<'_> {
 
     pub(crate) fn opens(&self, mode: &str) -> u64 {
         self.mount.as_ref().unwrap().file_system().counters().opens.with_label_values(&[mode]).get()
+    }
+
+    /// Questions of one kind to the tracker.
+    pub(crate) fn asked(&self, kind: &str) -> u64 {
+        self.mount.as_ref().unwrap().file_system().counters().questions.with_label_values(&[kind]).get()
     }
 
     pub(crate) fn questions(&self) -> u64 {

@@ -13,7 +13,7 @@ const PLAIN_FOLDER: &str = "SWARM_TEST_FOLDER";
 
 /// The day the mount takes writes, this becomes true and every test of this program runs in it.
 /// Until then `SWARM_TEST_FOLDER=mount` tries the mount.
-const MOUNT_IS_WRITABLE: bool = false;
+const MOUNT_IS_WRITABLE: bool = true;
 
 /// A folder to work in, and what is behind it. What is mounted goes before what it is mounted from.
 pub(crate) struct Place {

@@ -153,6 +153,7 @@ impl Holders for Ear {
                         }
                     }
                     Message::Load(_) => belief.loads += 1,
+                    Message::OpenFiles(_) => {}
                     Message::Leaving(_) => {
                         belief.left = true;
                         belief.orders = None;

@@ -12,13 +12,17 @@ use swarm_proto::v1::{self, Fault};
 use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision};
 use tonic::Streaming;
 
-use super::{TrackerClient, TrackerError, catalog_client, refusal};
+use super::{BULK_ATTEMPT, TrackerClient, TrackerError, catalog_client, refusal};
 use crate::store::AckLevel;
 
 /// Longest silence of a stream of pages.
 const PAGE_SILENCE: Duration = Duration::from_secs(10);
 /// Largest encoded manifest that is taken from a tracker.
 const MOST_MANIFEST_BYTES: usize = MAX_EXTENTS * 49 + 17;
+
+/// Longest wait for one attempt of a single change: longer than any lease keeps an answer back and than most disks take
+/// to sync, so short that another replica is asked while the caller still waits. The same request twice is one change.
+const CHANGE_ATTEMPT: Duration = Duration::from_secs(4);
 
 /// A lease that says it is longer is not believed: a walk would go on with old files.
 const LONGEST_LEASE: Duration = Duration::from_secs(1);
@@ -257,7 +261,7 @@ impl TrackerClient {
         level: AckLevel,
         operations: Vec<v1::operation::Operation>,
     ) -> Result<Vec<Outcome>, TrackerError> {
-        let reply = self.send_mutation(level, operations, false).await?;
+        let reply = self.send_mutation(level, operations, false, BULK_ATTEMPT).await?;
         let outcome = |result: v1::OperationResult| match result.fault() {
             Fault::Unspecified => Ok(result.node),
             fault => Err(Refusal { fault, message: result.message }),
@@ -267,7 +271,7 @@ impl TrackerClient {
 
     /// Change one thing, and learn all that it changed. Waits as long as for an answer about a name.
     pub async fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Result<Changed, TrackerError> {
-        let mut reply = self.send_mutation(level, vec![operation], true).await?;
+        let mut reply = self.send_mutation(level, vec![operation], true, CHANGE_ATTEMPT).await?;
         let result = reply.results.pop().ok_or_else(|| self.nonsense("no result"))?;
         let refused = match result.fault() {
             Fault::Unspecified => None,
@@ -281,6 +285,7 @@ impl TrackerClient {
         level: AckLevel,
         operations: Vec<v1::operation::Operation>,
         with_others: bool,
+        attempt: Duration,
     ) -> Result<v1::MutateReply, TrackerError> {
         let count = operations.len();
         let request = v1::MutateRequest {
@@ -289,8 +294,8 @@ impl TrackerClient {
             durable: level == AckLevel::Fsync,
             with_others,
         };
-        let reply =
-            self.ask_bulk(request, |line, request| async move { catalog_client(line).mutate(request).await }).await?;
+        let ask = |line, request| async move { catalog_client(line).mutate(request).await };
+        let reply = self.ask_within(attempt, request, ask).await?;
         self.saw(Revision(reply.revision));
         match reply.results.len() == count {
             true => Ok(reply),

@@ -13,7 +13,7 @@ mod catalog;
 mod holders;
 
 pub use address::{AddressError, DEFAULT_PORT, TrackerAddress};
-pub use catalog::{Currency, Leased, NodeWithManifest, Outcome, Refusal};
+pub use catalog::{Changed, Currency, Leased, NodeWithManifest, Outcome, Refusal};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

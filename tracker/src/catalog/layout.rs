@@ -4,7 +4,7 @@
 //! [`Manifest::decode`](swarm_proto::Manifest::decode) accepts.
 
 use swarm_proto::manifest::{MAX_EXTENTS, MAX_FILE_BYTES};
-use swarm_proto::{MAX_SEGMENT_BYTES, Manifest, ManifestError, Segment, SegmentId};
+use swarm_proto::{Extent, MAX_SEGMENT_BYTES, Manifest, ManifestError, Segment, SegmentId};
 
 const HEADER_BYTES: usize = 17;
 const HOLE_BYTES: usize = 9;
@@ -20,7 +20,24 @@ pub struct LayoutReader {
     /// What the header says; None before it came.
     promised: Option<Promised>,
     extents: u32,
-    size: u64,
+    sizes: Sizes,
+}
+
+/// How large a file is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// All its bytes.
+    pub file_bytes: u64,
+    /// Those that are not holes.
+    pub data_bytes: u64,
+}
+
+impl Sizes {
+    /// Of the file that a manifest describes.
+    pub fn of(manifest: &Manifest) -> Self {
+        let data = manifest.extents().iter().filter(|extent| matches!(extent, Extent::Data { .. }));
+        Self { file_bytes: manifest.size(), data_bytes: data.map(Extent::length).sum() }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -49,12 +66,10 @@ impl LayoutReader {
     }
 
     /// All bytes came.
-    ///
-    /// Shape: the size of the file.
-    pub fn finish(self) -> Result<u64, ManifestError> {
+    pub fn finish(self) -> Result<Sizes, ManifestError> {
         match self.promised {
             Some(promised) if promised.extents == self.extents && self.pending.is_empty() => match promised.size {
-                size if size == self.size => Ok(size),
+                size if size == self.sizes.file_bytes => Ok(self.sizes),
                 _ => Err(ManifestError::Malformed("its extents do not sum to its size")),
             },
             _ => Err(ManifestError::Malformed("it ends too early")),
@@ -107,9 +122,11 @@ impl LayoutReader {
                 return Err(ManifestError::Malformed("an extent past the end of its segment"));
             }
             each(segment);
+            self.sizes.data_bytes += length;
         }
-        self.size = self
-            .size
+        self.sizes.file_bytes = self
+            .sizes
+            .file_bytes
             .checked_add(length)
             .filter(|size| *size <= MAX_FILE_BYTES)
             .ok_or(ManifestError::Malformed("larger than a file can be"))?;
@@ -127,7 +144,6 @@ impl LayoutReader {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use swarm_proto::Extent;
 
     fn extent() -> impl Strategy<Value = Extent> {
         let data =
@@ -139,7 +155,7 @@ mod tests {
         prop_oneof![data, (1u64..1 << 60).prop_map(|length| Extent::Hole { length })]
     }
 
-    fn read(bytes: &[u8], piece: usize) -> Result<(u64, Vec<Segment>), ManifestError> {
+    fn read(bytes: &[u8], piece: usize) -> Result<(Sizes, Vec<Segment>), ManifestError> {
         let mut reader = LayoutReader::default();
         let mut segments = Vec::new();
         for piece in bytes.chunks(piece) {
@@ -152,8 +168,8 @@ mod tests {
         let whole = Manifest::decode(bytes);
         let pieces = read(bytes, piece);
         match (&whole, &pieces) {
-            (Ok(manifest), Ok((size, segments))) => {
-                assert_eq!((manifest.size(), manifest.segments().collect::<Vec<_>>()), (*size, segments.clone()));
+            (Ok(manifest), Ok((sizes, segments))) => {
+                assert_eq!((Sizes::of(manifest), manifest.segments().collect::<Vec<_>>()), (*sizes, segments.clone()));
             }
             (Err(_), Err(_)) => {}
             _ => panic!("whole {whole:?}, in pieces {pieces:?}"),

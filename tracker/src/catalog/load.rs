@@ -5,7 +5,7 @@ use swarm_proto::{InodeNumber, ManifestDigest, Revision, SwarmId};
 
 use super::state::Seen;
 use super::{now_ns, put};
-use crate::namespace::{Body, Image, Name, NameWrite, Node};
+use crate::namespace::{Body, Extended, Image, Name, NameWrite, Node};
 use crate::store::history::Follower;
 use crate::store::schema::{Key, Record, SchemaError, Settings, Swarm, TreeNumber, prefix};
 use crate::store::{Commit, Condition, Event, Store, StoreError, scan_all};
@@ -73,9 +73,11 @@ pub(super) async fn make_if_absent(store: &dyn Store) -> Result<(), StoreError> 
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
         links: 2,
+        accessed_ns: now_ns,
         modified_ns: now_ns,
         changed_ns: now_ns,
         created_ns: now_ns,
+        extended: Extended::default(),
         body: Body::Directory { parent: InodeNumber::ROOT },
     };
     let writes = vec![

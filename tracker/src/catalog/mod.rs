@@ -11,6 +11,7 @@
 //! * [`writer`]: the queue of changes, and the group commit
 //! * [`manifests`]: what files consist of: written, read, verified, swept
 //! * [`leases`]: for a moment no change of some files is answered
+//! * `orphans`, `reclaim`: files that have lost their last name stay until nobody has them open
 //! * `requests`, `numbers`, `seeders`: answers that are kept, numbers that are leased, the registry
 
 pub mod layout;
@@ -18,6 +19,8 @@ pub mod leases;
 mod load;
 pub mod manifests;
 mod numbers;
+mod orphans;
+mod reclaim;
 mod requests;
 mod seeders;
 pub mod state;
@@ -36,6 +39,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::acks::AckSink;
 use crate::namespace::{Counts, Refusal};
+use crate::opens::OpenSource;
 use crate::store::history::Follower;
 use crate::store::schema::{Key, Record, SeederRecord, Settings};
 use crate::store::{Commit, Leadership, Outcome, Store, StoreError, Write};
@@ -77,6 +81,9 @@ pub struct CatalogConfig {
     pub sweep_every: Duration,
     /// How long an answer is kept for a retry.
     pub answers_kept: Duration,
+    /// How long a file that has lost its last name is kept, from when this process first saw it so: by then every mount
+    /// has said what it has open, also after a restart of the tracker.
+    pub orphan_grace: Duration,
 }
 
 impl Default for CatalogConfig {
@@ -86,6 +93,7 @@ impl Default for CatalogConfig {
             manifest_grace: Duration::from_secs(3600),
             sweep_every: Duration::from_secs(60),
             answers_kept: Duration::from_secs(600),
+            orphan_grace: Duration::from_secs(10),
         }
     }
 }
@@ -112,12 +120,13 @@ impl Catalog {
         store: Arc<dyn Store>,
         config: CatalogConfig,
         acks: Arc<dyn AckSink>,
+        opens: Arc<dyn OpenSource>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, StoreError> {
         load::make_if_absent(&*store).await?;
         let numbers = Arc::new(Numbers::new(store.clone()));
-        let (state, follower) = State::load(&store, stop.clone()).await?;
+        let (state, follower) = State::load(&store, config.orphan_grace, stop.clone()).await?;
         let manifests = Arc::new(Manifests::new(store.clone(), numbers.clone()));
         manifests.find_leftovers().await?;
         tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), follower, stop.clone()));
@@ -137,6 +146,9 @@ impl Catalog {
             tasks,
             stop.clone(),
         );
+        let pause = writer.pause_lock();
+        let reclaim = reclaim::Reclaim { store: store.clone(), state: state.clone(), opens, pause };
+        tasks.spawn(reclaim.run(stop.clone()));
         let importing = Arc::default();
         let sweep =
             sweep::run(manifests.clone(), state.clone(), answers, config.clone(), Arc::clone(&importing), stop.clone());

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard};
-use swarm_proto::{ManifestDigest, Revision};
+use swarm_proto::{InodeNumber, ManifestDigest, Revision};
 use tokio_util::sync::CancellationToken;
 
 use super::load::Fact;
 use super::manifests::Manifests;
+use super::reclaim::Waiting;
 use super::{CATCH_UP, load, refuse_unavailable};
-use crate::namespace::{Change, Image, Refusal};
+use crate::namespace::{Change, Image, NameWrite, Refusal};
 use crate::store::history::{Follower, History};
 use crate::store::schema::{Settings, Swarm};
 use crate::store::{Event, Store, StoreError, Write};
@@ -41,6 +42,7 @@ pub struct Seen {
 pub struct State {
     seen: RwLock<Seen>,
     changes: History<Changes>,
+    orphans: Waiting,
     /// From then on nobody follows the store.
     stop: CancellationToken,
 }
@@ -48,6 +50,14 @@ pub struct State {
 /// Newest changes that are kept for watchers, in units of one change.
 const CHANGES_KEPT: usize = 256 * 1024;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What an event takes away.
+enum Loss {
+    /// No file names this manifest any more.
+    Manifest(ManifestDigest),
+    /// This file has lost its last name, perhaps long ago.
+    LastName(InodeNumber),
+}
 
 /// What to do after an event was looked at.
 enum Next {
@@ -58,11 +68,14 @@ enum Next {
 impl State {
     pub(super) async fn load(
         store: &Arc<dyn Store>,
+        orphan_grace: Duration,
         stop: CancellationToken,
     ) -> Result<(Arc<Self>, Follower<Event>), StoreError> {
         let (seen, follower) = load::load(&**store).await?;
         let changes = History::new(seen.revision, CHANGES_KEPT);
-        Ok((Arc::new(Self { seen: RwLock::new(seen), changes, stop }), follower))
+        let orphans = Waiting::new(orphan_grace);
+        orphans.found(seen.image.orphans());
+        Ok((Arc::new(Self { seen: RwLock::new(seen), changes, orphans, stop }), follower))
     }
 
     /// All names, now.
@@ -104,9 +117,16 @@ impl State {
         }
     }
 
+    pub(super) fn orphans(&self) -> &Waiting {
+        &self.orphans
+    }
+
     fn absorb(&self, revision: Revision, event: &[Write], manifests: &Manifests) -> Result<Next, StoreError> {
         let mut seen = self.seen.write();
-        let (changes, next) = seen.apply(revision, event, |digest| manifests.maybe_dead(digest))?;
+        let (changes, next) = seen.apply(revision, event, |loss| match loss {
+            Loss::Manifest(digest) => manifests.maybe_dead(digest),
+            Loss::LastName(inode) => self.orphans.found([inode]),
+        })?;
         drop(seen);
         if let Next::Go = next {
             let weight = 1 + changes.len();
@@ -117,26 +137,31 @@ impl State {
 }
 
 impl Seen {
-    /// Apply one event; `dead` gets the manifests that no file may name any more.
+    /// Apply one event; `lost` gets what may be of no use any more.
     fn apply(
         &mut self,
         revision: Revision,
         event: &[Write],
-        mut dead: impl FnMut(ManifestDigest),
+        mut lost: impl FnMut(Loss),
     ) -> Result<(Changes, Next), StoreError> {
         let mut changes = Vec::new();
         for write in event {
             match Fact::read(self.swarm.tree, &write.key, write.value.as_ref())? {
                 Some(Fact::Name(name_write)) => {
                     self.names_at = revision;
+                    if let NameWrite::Node(inode, Some(node)) = &name_write
+                        && node.is_orphan()
+                    {
+                        lost(Loss::LastName(*inode));
+                    }
                     if let Some(digest) = self.image.apply(name_write, &mut changes) {
-                        dead(digest);
+                        lost(Loss::Manifest(digest));
                     }
                 }
                 Some(Fact::Swarm(swarm)) if swarm.tree != self.swarm.tree => return Ok((changes, Next::Reload)),
                 Some(Fact::Swarm(swarm)) => self.swarm = swarm,
                 Some(Fact::Settings(settings)) => self.settings = settings,
-                Some(Fact::Manifest(digest)) if !self.image.is_live(&digest) => dead(digest),
+                Some(Fact::Manifest(digest)) if !self.image.is_live(&digest) => lost(Loss::Manifest(digest)),
                 Some(Fact::Manifest(_)) | None => {}
             }
         }
@@ -179,6 +204,7 @@ pub(super) async fn follow(
             match load::load(&*store).await {
                 Ok((seen, from)) => {
                     let revision = seen.revision;
+                    state.orphans.found(seen.image.orphans());
                     *state.seen.write() = seen;
                     state.changes.reset(revision);
                     follower = from;

@@ -146,6 +146,9 @@ impl Import {
             Item::Seeder(id, seeder) => self.seeders.push((id, seeder)),
             Item::Node(inode, mut node) => {
                 let inode = self.number(inode).await?;
+                if node.is_orphan() {
+                    return Err(invalid("a file has no name"));
+                }
                 if self.image.node(inode).is_some() {
                     return Err(invalid("an inode comes twice"));
                 }
@@ -153,7 +156,7 @@ impl Import {
                     Body::Directory { parent } => *parent = self.number(*parent).await?,
                     // A number that was never a version of anything here.
                     Body::File(content) => content.version = inode.0,
-                    Body::Symlink { .. } | Body::Fifo | Body::Socket => {}
+                    Body::Symlink { .. } | Body::Fifo | Body::Socket | Body::Device(_) => {}
                 }
                 self.name(NameWrite::Node(inode, Some(node))).await?;
             }

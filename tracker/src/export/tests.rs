@@ -5,22 +5,39 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use swarm_proto::{Fault, InodeNumber, PeerId};
+use swarm_proto::{Extent, Fault, InodeNumber, Manifest, PeerId};
 
 use super::format::{Item, ItemReader, ItemWriter};
 use super::*;
-use crate::catalog::tests::{ROOT, Running, directory, eventually, manifest, publish, rebuilt, unlink};
-use crate::namespace::{Image, Name, Refusal};
+use crate::catalog::tests::{
+    ROOT, Running, all_reclaimed, at, directory, eventually, manifest, publish, rebuilt, segment, unlink,
+};
+use crate::catalog::writer::Submitted;
+use crate::namespace::plan::{Attributes, ExtendedChange, Inherit, Operation, Ownership, Special};
+use crate::namespace::{Body, Device, DeviceKind, ExtendedName, Image, Name, Refusal};
 use crate::store::schema::{SeederRecord, Settings};
 use crate::store::{MemoryStore, Store};
 
 async fn filled() -> Running {
-    let running = Running::in_memory().await;
+    let running = Running::hasty().await;
     let below = running.make(ROOT, "folder").await;
     let odd = running.make(below, "odd \n\u{fffd}").await;
     for n in 0..700 {
         running.run(vec![publish(odd, &format!("file {n}"), &manifest(n, n % 5))]).await;
     }
+    // Holes, attributes, a time of its own, and a device.
+    let holes = Manifest::new(vec![Extent::Hole { length: 9 }, Extent::whole(segment(1))]).unwrap();
+    let sparse = running.one(publish(odd, "sparse", &holes)).await.unwrap().unwrap().0;
+    let times = Attributes { accessed_ns: Some(77), ..Attributes::default() };
+    let name = ExtendedName::new(b"user.x").unwrap();
+    let device = Device { kind: DeviceKind::Block, number: 0x0801 };
+    let ownership = Ownership { mode: 0o600, uid: 0, gid: 6, modified_ns: 5, inherit: Inherit::Nothing };
+    let operations = [
+        Operation::SetAttributes(sparse, times),
+        Operation::SetExtended(sparse, name, ExtendedChange::Set("value".into())),
+        Operation::MakeSpecial(at(odd, "device"), ownership, Special::Device(device)),
+    ];
+    running.run(operations.map(Submitted::Plain).into()).await;
     // One in pages, two with the same content, and one that is gone.
     running.run(vec![publish(below, "large", &manifest(5, 1_300)), publish(ROOT, "twin", &manifest(1, 1))]).await;
     running.run(vec![publish(ROOT, "gone", &manifest(900, 2)), unlink(ROOT, "gone")]).await;
@@ -52,10 +69,15 @@ fn paths(image: &Image) -> Vec<String> {
     let mut left = vec![(InodeNumber::ROOT, String::new())];
     while let Some((inode, path)) = left.pop() {
         let node = image.node(inode).unwrap();
-        let content = node.content().map(|content| (content.size, content.manifest));
+        let what = match &node.body {
+            Body::File(content) => format!("{} {} {:?}", content.size, content.allocated, content.manifest),
+            Body::Directory { .. } => "directory".to_owned(),
+            other => format!("{other:?}"),
+        };
+        let times = [node.accessed_ns, node.modified_ns, node.created_ns];
         found.push(format!(
-            "{path} {:o} {} {} {} {} {} {content:?}",
-            node.mode, node.uid, node.gid, node.links, node.modified_ns, node.created_ns
+            "{path} {:o} {} {} {} {times:?} {:?} {what}",
+            node.mode, node.uid, node.gid, node.links, node.extended
         ));
         left.extend(image.list(inode, None).map(|(name, inode)| (inode, format!("{path}/{name:?}"))));
     }
@@ -103,6 +125,50 @@ async fn an_empty_catalog_becomes_the_one_that_was_exported() {
     }
     new.make(ROOT, "goes on").await;
     assert_eq!(export(&old).await.unwrap().len(), file.len(), "an export changes nothing");
+}
+
+/// As the program before this one wrote it: the inodes without what it did not know.
+fn in_the_old_layout(file: &[u8]) -> Vec<u8> {
+    let (body, _) = file.split_at(file.len() - 32);
+    let (start, mut rest) = body.split_at(12);
+    let mut out = start.to_vec();
+    while let Some((kind, after)) = rest.split_first() {
+        let (length, after) = after.split_first_chunk().unwrap();
+        let (payload, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        rest = after;
+        let mut payload = payload.to_vec();
+        if *kind == 3 {
+            // Behind the number: layout, kind, mode, three numbers, accessed, three times, attributes.
+            let record = payload.split_off(8);
+            assert_eq!(record[0], 2);
+            let is_file = record[1] == 1;
+            payload.extend_from_slice(&[&[1], &record[1..16], &record[24..48], &record[50..58]].concat());
+            payload.extend_from_slice(&record[if is_file { 66 } else { 58 }..]);
+        }
+        out.push(*kind);
+        out.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+        out.extend_from_slice(&payload);
+    }
+    let trailer = blake3::hash(&out);
+    [&out[..], trailer.as_bytes()].concat()
+}
+
+#[tokio::test]
+async fn a_file_of_the_program_before_is_still_imported() {
+    let old = Running::in_memory().await;
+    let below = old.make(ROOT, "folder").await;
+    let holes = Manifest::new(vec![Extent::Hole { length: 9 }, Extent::whole(segment(1))]).unwrap();
+    old.run(vec![publish(below, "sparse", &holes), publish(below, "empty", &Manifest::default())]).await;
+    let file = in_the_old_layout(&export(&old).await.unwrap());
+    let new = Running::in_memory().await;
+    let imported = import(&new, &file, 1_000, Replace::Empty).await.unwrap();
+    assert_eq!((imported.files, imported.directories, imported.manifests), (2, 2, 1));
+    let view = new.catalog.view();
+    let folder = view.image.entry(ROOT, b"folder").unwrap();
+    let node = view.image.node(view.image.entry(folder, b"sparse").unwrap()).unwrap();
+    let content = node.content().unwrap();
+    assert_eq!((node.accessed_ns, content.size, content.allocated), (node.modified_ns, 4105, 4105));
+    assert_eq!(content.manifest, Some(holes.digest()));
 }
 
 #[tokio::test]
@@ -252,6 +318,14 @@ async fn names_that_do_not_fit_together_are_refused() {
     let name = Name::new(b"loop").unwrap();
     let looped = [&items[..], &[Item::Entry(made, name, made)]].concat();
     assert_eq!(refused(&looped).await, Some(Fault::Invalid));
+    let nameless = items.iter().filter(|item| !matches!(item, Item::Entry(_, name, _) if name.as_bytes() == b"f"));
+    let nameless = nameless.cloned().map(|item| match item {
+        Item::Node(inode, node) if node.content().is_some() => {
+            Item::Node(inode, crate::namespace::Node { links: 0, ..node })
+        }
+        item => item,
+    });
+    assert_eq!(refused(&nameless.collect::<Vec<_>>()).await, Some(Fault::Invalid), "a file without a name");
     let mut wrong = items.clone();
     *wrong.last_mut().unwrap() =
         Item::Manifest { digest: manifest(1, 2).digest(), last: true, data: manifest(1, 3).encode() };
@@ -307,6 +381,7 @@ async fn an_import_that_was_given_up_leaves_nothing_and_the_next_one_is_clean() 
 async fn an_export_that_nobody_reads_ends() {
     tokio::time::pause();
     let running = filled().await;
+    all_reclaimed(&running).await;
     let parts = running.catalog.export().await;
     eventually("the guard against sweeps is given back", async || {
         tokio::time::advance(Duration::from_secs(31)).await;

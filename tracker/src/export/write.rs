@@ -151,8 +151,10 @@ fn copy_names(state: &State) -> Result<Copied, Refusal> {
     let (header, inodes, manifests, names_at) = {
         let view = state.view();
         let header = Header { swarm: view.swarm.id, settings: view.settings, revision: view.revision, at_ns: now_ns() };
-        let mut inodes: Vec<InodeNumber> = view.image.nodes().map(|(inode, _)| inode).collect();
-        let mut manifests: Vec<ManifestDigest> = view.image.live_manifests().copied().collect();
+        // Files without names are there for whoever has them open, and nobody opens one of another catalog.
+        let named = view.image.nodes().filter(|(_, node)| !node.is_orphan());
+        let mut inodes: Vec<InodeNumber> = named.map(|(inode, _)| inode).collect();
+        let mut manifests: Vec<ManifestDigest> = view.image.named_manifests().copied().collect();
         inodes.sort_unstable();
         // In the order of the store's keys, which it reads fastest.
         manifests.sort_unstable();

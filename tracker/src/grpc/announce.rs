@@ -10,7 +10,8 @@ use std::time::Duration;
 use swarm_proto::convert::{self, ConvertError};
 use swarm_proto::v1::announce_message::Message;
 use swarm_proto::v1::{
-    AnnounceMessage, Delta, Hello, Inventory, InventoryTaken, PeerKind, TrackerOrder, Welcome, tracker_order::Order,
+    AnnounceMessage, Delta, Hello, Inventory, InventoryTaken, OpenFiles, PeerKind, TrackerOrder, Welcome,
+    tracker_order::Order,
 };
 use swarm_proto::{ProcessId, SegmentId};
 use tokio::sync::mpsc;
@@ -33,6 +34,9 @@ const LOAD_EVERY: Duration = Duration::from_secs(5);
 
 /// Ids in one inventory or delta.
 const MOST_IDS: usize = 16_384;
+
+/// Inodes in one message of open files.
+const MOST_OPEN_FILES: usize = 65_536;
 
 type Orders = mpsc::Sender<Result<TrackerOrder, Status>>;
 
@@ -120,8 +124,9 @@ async fn listen(
             Some(Message::Load(load)) => desk.soft.load(stream, load),
             Some(Message::Leaving(_)) => return Ok(()),
             Some(Message::Hello(_)) => return Err(Status::invalid_argument("a second Hello in one stream")),
+            Some(Message::OpenFiles(open)) => take_open_files(desk, stream, &open)?,
             // A message of a newer version: what this tracker does not know it need not do.
-            Some(Message::OpenFiles(_)) | None => {}
+            None => {}
         }
     }
 }
@@ -163,6 +168,15 @@ fn take_delta(desk: &Arc<Desk>, stream: &mut Announced, delta: &Delta) -> Result
     Ok(desk.soft.delta(stream, &whole, &partial, &lost)?)
 }
 
+fn take_open_files(desk: &Arc<Desk>, stream: &Announced, open: &OpenFiles) -> Result<(), Status> {
+    let numbers = open.opened.len() + open.closed.len();
+    if numbers > MOST_OPEN_FILES {
+        let message = format!("open_files: {numbers} numbers in one message, at most {MOST_OPEN_FILES}");
+        return Err(Status::resource_exhausted(message));
+    }
+    Ok(desk.soft.open_files(stream, open)?)
+}
+
 fn few<const N: usize>(lists: [&Vec<SegmentId>; N]) -> Result<(), ConvertError> {
     let all = lists.iter().map(|list| list.len()).sum::<usize>();
     convert::within("ids in one message", all as u64, 0, MOST_IDS as u64).map(drop)
@@ -201,7 +215,9 @@ impl From<AnnounceError> for Status {
     fn from(error: AnnounceError) -> Self {
         match error {
             AnnounceError::Replaced => Self::aborted(error.to_string()),
-            AnnounceError::TooMany | AnnounceError::Full(_) => Self::resource_exhausted(error.to_string()),
+            AnnounceError::TooMany | AnnounceError::Full(_) | AnnounceError::TooManyOpen(_) => {
+                Self::resource_exhausted(error.to_string())
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Not checked here: what a commit wrote was planned on an image that it fits. A record that does not fit
 //! (a damaged store) leaves the image odd, never panics, and [`Image::check`] tells.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use swarm_proto::{InodeNumber, ManifestDigest};
@@ -21,14 +21,14 @@ pub struct Change {
     pub content: bool,
 }
 
-/// How much there is.
+/// How much there is that has a name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Files, each once however many links it has.
     pub files: u64,
     /// Directories, the root among them.
     pub directories: u64,
-    /// All inodes.
+    /// Inodes of all kinds.
     pub inodes: u64,
     /// Sum of the files' sizes.
     pub logical_bytes: u64,
@@ -39,8 +39,10 @@ pub struct Counts {
 pub struct Image {
     nodes: HashMap<InodeNumber, Node>,
     entries: HashMap<InodeNumber, BTreeMap<Name, InodeNumber>>,
-    /// How many files name each manifest.
+    /// How many files name each manifest, orphans among them.
     live: HashMap<ManifestDigest, u32>,
+    /// Files that have lost their last name.
+    orphans: HashSet<InodeNumber>,
     counts: Counts,
 }
 
@@ -86,6 +88,21 @@ impl Image {
         self.live.keys()
     }
 
+    /// The same, without those that only orphans name.
+    ///
+    /// Cost: O(manifests + orphans).
+    pub fn named_manifests(&self) -> impl Iterator<Item = &ManifestDigest> {
+        let mut orphaned: HashMap<ManifestDigest, u32> = HashMap::new();
+        let contents = self.orphans.iter().filter_map(|inode| self.nodes.get(inode)?.content()?.manifest);
+        contents.for_each(|manifest| *orphaned.entry(manifest).or_default() += 1);
+        self.live.iter().filter(move |(manifest, files)| orphaned.get(*manifest) != Some(*files)).map(|(live, _)| live)
+    }
+
+    /// Files that have lost their last name, in no order.
+    pub fn orphans(&self) -> impl ExactSizeIterator<Item = InodeNumber> {
+        self.orphans.iter().copied()
+    }
+
     /// How much there is.
     pub fn counts(&self) -> Counts {
         self.counts
@@ -129,12 +146,17 @@ impl Image {
         if let Some(manifest) = added.and_then(|content| content.manifest) {
             *self.live.entry(manifest).or_default() += 1;
         }
-        if let Some(node) = &node {
-            self.counts.inodes += 1;
-            self.counts.files += u64::from(added.is_some());
-            self.counts.directories += u64::from(node.is_directory());
-            self.counts.logical_bytes = self.counts.logical_bytes.saturating_add(node_bytes(node));
+        match &node {
+            Some(node) if node.is_orphan() => drop(self.orphans.insert(inode)),
+            Some(node) => {
+                self.counts.inodes += 1;
+                self.counts.files += u64::from(added.is_some());
+                self.counts.directories += u64::from(node.is_directory());
+                self.counts.logical_bytes = self.counts.logical_bytes.saturating_add(node_bytes(node));
+            }
+            None => {}
         }
+        let is_orphan = node.as_ref().is_some_and(Node::is_orphan);
         let old = match node {
             Some(node) => self.nodes.insert(inode, node),
             None => self.nodes.remove(&inode),
@@ -143,10 +165,14 @@ impl Image {
         let content = added.map(|content| content.version) != removed.map(|content| content.version);
         changes.push(Change { inode, name: None, content });
         let old = old?;
-        self.counts.inodes -= 1;
-        self.counts.files -= u64::from(removed.is_some());
-        self.counts.directories -= u64::from(old.is_directory());
-        self.counts.logical_bytes = self.counts.logical_bytes.saturating_sub(node_bytes(&old));
+        if !old.is_orphan() {
+            self.counts.inodes -= 1;
+            self.counts.files -= u64::from(removed.is_some());
+            self.counts.directories -= u64::from(old.is_directory());
+            self.counts.logical_bytes = self.counts.logical_bytes.saturating_sub(node_bytes(&old));
+        } else if !is_orphan {
+            self.orphans.remove(&inode);
+        }
         let manifest = removed?.manifest?;
         let references = self.live.get_mut(&manifest)?;
         *references -= 1;
@@ -196,7 +222,8 @@ impl Image {
             let want = match (*inode == InodeNumber::ROOT, node.is_directory()) {
                 (true, _) => names == 0,
                 (false, true) => names == 1,
-                (false, false) => names > 0,
+                // A file without a name is an orphan.
+                (false, false) => names > 0 || node.is_orphan(),
             };
             if !want {
                 return Err(format!("inode {inode} has {names} names"));

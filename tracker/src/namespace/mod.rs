@@ -6,12 +6,15 @@
 //! * [`image`]: all names in memory, and how a committed write changes them
 //! * [`draft`]: an image with writes that are planned but not committed yet
 //! * [`plan`]: the operations, with POSIX's rules
+//! * [`extended`]: extended attributes
 //!
 //! Invariants of an image: every entry names an inode that exists; an inode other than the root has as
-//! many entries as links (a directory has exactly one, and 2 + its subdirectories links); directories
-//! form a tree whose root is inode 1; numbers are never used again.
+//! many entries as links (a directory has exactly one, and 2 + its subdirectories links), and only a file
+//! may have none: it has lost its last name and is an **orphan**, which lives until nobody has it open;
+//! directories form a tree whose root is inode 1; numbers are never used again.
 
 pub mod draft;
+pub mod extended;
 pub mod image;
 pub mod plan;
 
@@ -23,6 +26,7 @@ use std::borrow::Borrow;
 use swarm_proto::{Fault, InodeNumber, ManifestDigest};
 
 pub use draft::Draft;
+pub use extended::{Extended, ExtendedName};
 pub use image::{Change, Counts, Image};
 pub use plan::{Fresh, Operation, Planned};
 
@@ -43,12 +47,19 @@ pub struct Refusal {
     pub fault: Fault,
     /// Why, in words.
     pub message: String,
+    /// The inode as it is, where that helps whoever asked.
+    pub node: Option<Box<(InodeNumber, Node)>>,
 }
 
 impl Refusal {
     /// A refusal.
     pub fn new(fault: Fault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
+        Self { fault, message: message.into(), node: None }
+    }
+
+    /// The same, with the inode as it is.
+    pub fn with_node(self, inode: InodeNumber, node: Node) -> Self {
+        Self { node: Some(Box::new((inode, node))), ..self }
     }
 }
 
@@ -103,12 +114,16 @@ pub struct Node {
     pub gid: u32,
     /// Entries that name it; for a directory 2 + its subdirectories.
     pub links: u32,
-    /// Nanoseconds since 1970, as the two below.
+    /// When it was read, as utimensat(2) set it, else when it was made. Nanoseconds since 1970, as the three below.
+    pub accessed_ns: i64,
+    /// Last change of its content or its entries.
     pub modified_ns: i64,
     /// Last change of anything.
     pub changed_ns: i64,
     /// When it was made.
     pub created_ns: i64,
+    /// Extended attributes; only of files and directories.
+    pub extended: Extended,
     /// What it is.
     pub body: Body,
 }
@@ -132,6 +147,26 @@ pub enum Body {
     Fifo,
     /// A socket.
     Socket,
+    /// A device.
+    Device(Device),
+}
+
+/// Which device a special file stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Which of the two sorts.
+    pub kind: DeviceKind,
+    /// Major and minor number, as Linux encodes them.
+    pub number: u64,
+}
+
+/// The two sorts of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Of characters.
+    Character,
+    /// Of blocks.
+    Block,
 }
 
 /// The content of a file.
@@ -139,6 +174,8 @@ pub enum Body {
 pub struct Content {
     /// Bytes.
     pub size: u64,
+    /// Bytes of it that are not holes, at most `size`.
+    pub allocated: u64,
     /// Grows with each new content, and no two inodes ever have the same.
     pub version: u64,
     /// Digest of its manifest. None: it is empty.
@@ -146,6 +183,11 @@ pub struct Content {
 }
 
 impl Node {
+    /// Whether it is a file that has lost its last name.
+    pub fn is_orphan(&self) -> bool {
+        self.links == 0 && self.content().is_some()
+    }
+
     /// Whether it is a directory.
     pub fn is_directory(&self) -> bool {
         matches!(self.body, Body::Directory { .. })

@@ -5,8 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use swarm_proto::{Fault, InodeNumber, ManifestDigest};
 
-use super::plan::{At, Attributes, Fresh, IfExists, NewContent, Operation, Ownership, RenameMode, Special, plan};
+use super::plan::{
+    At, Attributes, Described, FileWrite, Fresh, IfExists, Inherit, NewContent, Operation, Ownership, RenameMode,
+    SetId, Special, plan, reclaim,
+};
 use super::{Body, Content, Draft, Image, Name, NameWrite, Node};
+
+/// A write to an open file.
+const WRITE: u8 = 11;
+/// No operation: after its group an orphan is reclaimed.
+const RECLAIM: u8 = 12;
 
 const NAMES: [&str; 3] = ["a", "b", "\u{fffd}\n"];
 
@@ -24,9 +32,10 @@ enum Kind {
     File(u64),
     Directory(BTreeMap<&'static str, usize>),
     Other,
+    Reclaimed,
 }
 
-/// Nodes are never removed: one without a name is gone.
+/// Nodes are never removed: one without a name is gone, but for a file until it is reclaimed.
 #[derive(Default)]
 struct Model {
     nodes: Vec<Kind>,
@@ -37,7 +46,7 @@ type Done = Result<Option<usize>, Fault>;
 impl Model {
     fn entries(&self, directory: usize) -> Result<&BTreeMap<&'static str, usize>, Fault> {
         match &self.nodes[directory] {
-            _ if !self.lives(directory) => Err(Fault::Stale),
+            _ if !self.exists(directory) => Err(Fault::Stale),
             Kind::Directory(entries) => Ok(entries),
             _ => Err(Fault::NotDirectory),
         }
@@ -51,8 +60,12 @@ impl Model {
         self.nodes.iter().map(named).sum()
     }
 
-    fn lives(&self, node: usize) -> bool {
-        node == 0 || self.names(node) > 0
+    fn exists(&self, node: usize) -> bool {
+        node == 0 || self.names(node) > 0 || matches!(self.nodes[node], Kind::File(_))
+    }
+
+    fn is_orphan(&self, node: usize) -> bool {
+        self.exists(node) && node != 0 && self.names(node) == 0
     }
 
     fn is_directory(&self, node: usize) -> bool {
@@ -116,11 +129,11 @@ impl Model {
                         }
                         (_, 2) => Err(Fault::Stale),
                         (Kind::Directory(_), _) => Err(Fault::IsDirectory),
-                        (Kind::Other, _) => Err(Fault::Exists),
+                        (Kind::Other | Kind::Reclaimed, _) => Err(Fault::Exists),
                     },
                 }
             }
-            4 => match self.lives(step.to.0) {
+            4 => match self.exists(step.to.0) {
                 true => Ok(Some(step.to.0)),
                 false => Err(Fault::Stale),
             },
@@ -141,7 +154,7 @@ impl Model {
                 Ok(None)
             }
             7 => {
-                if !self.lives(step.to.0) {
+                if !self.exists(step.to.0) {
                     return Err(Fault::Stale);
                 }
                 if self.entries(from.0)?.contains_key(from.1) {
@@ -150,8 +163,24 @@ impl Model {
                 if self.is_directory(step.to.0) {
                     return Err(Fault::Permission);
                 }
+                if self.is_orphan(step.to.0) {
+                    return Err(Fault::NotFound);
+                }
                 self.set(from, Some(step.to.0));
                 Ok(Some(step.to.0))
+            }
+            WRITE => {
+                let exists = self.exists(step.to.0);
+                match &mut self.nodes[step.to.0] {
+                    _ if !exists => Err(Fault::Stale),
+                    Kind::Directory(_) => Err(Fault::IsDirectory),
+                    Kind::File(_) if step.mode.is_multiple_of(4) => Err(Fault::Stale),
+                    Kind::File(size) => {
+                        *size = u64::from(step.mode);
+                        Ok(Some(step.to.0))
+                    }
+                    Kind::Other | Kind::Reclaimed => Err(Fault::Invalid),
+                }
             }
             _ => self.rename(from, to, step.mode % 3),
         }
@@ -204,10 +233,16 @@ fn digest(size: u64) -> Option<ManifestDigest> {
     (size > 0).then(|| ManifestDigest::new(bytes))
 }
 
+/// Half of it holes.
+fn content(size: u64) -> NewContent {
+    let manifest = digest(size).map(|digest| Described { digest, file_bytes: size, data_bytes: size / 2 });
+    NewContent { size, manifest }
+}
+
 fn operation(step: Step, inodes: &[InodeNumber], image: &Image) -> Operation {
     let at =
         |(node, name): (usize, usize)| At { parent: inodes[node], name: Name::new(NAMES[name].as_bytes()).unwrap() };
-    let ownership = Ownership { mode: 0o640, uid: 1, gid: 2, modified_ns: 3 };
+    let ownership = Ownership { mode: 0o640, uid: 1, gid: 2, modified_ns: 3, inherit: Inherit::Nothing };
     match step.kind {
         0 | 1 => Operation::MakeDirectory(at(step.from), ownership),
         2 if step.mode.is_multiple_of(2) => Operation::MakeSymlink(at(step.from), ownership, "target".into()),
@@ -220,8 +255,7 @@ fn operation(step: Step, inodes: &[InodeNumber], image: &Image) -> Operation {
                 .map_or(0, |content| content.version);
             let if_exists =
                 [IfExists::Fail, IfExists::Replace, IfExists::ReplaceVersion(version)][usize::from(step.mode % 3)];
-            let content = NewContent { size, manifest: digest(size).map(|digest| (digest, size)) };
-            Operation::PublishFile(at(step.from), ownership, content, if_exists)
+            Operation::PublishFile(at(step.from), ownership, content(size), if_exists)
         }
         4 => {
             let attributes = Attributes { mode: Some(u16::from(step.mode)), ..Attributes::default() };
@@ -230,6 +264,20 @@ fn operation(step: Step, inodes: &[InodeNumber], image: &Image) -> Operation {
         5 => Operation::Unlink(at(step.from)),
         6 => Operation::RemoveDirectory(at(step.from)),
         7 => Operation::Link(inodes[step.to.0], at(step.from)),
+        WRITE => {
+            let size = u64::from(step.mode);
+            let inode = inodes[step.to.0];
+            let version = image.node(inode).and_then(Node::content).map_or(0, |content| content.version);
+            let write = FileWrite {
+                base_version: version + u64::from(step.mode.is_multiple_of(4)),
+                content: content(size),
+                modified_ns: 5,
+                changed_ns: 6,
+                accessed_ns: None,
+                set_id: SetId::Keep,
+            };
+            Operation::WriteFile(inode, write)
+        }
         _ => {
             let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][usize::from(step.mode % 3)];
             Operation::Rename(at(step.from), at(step.to), mode)
@@ -243,9 +291,11 @@ pub(crate) fn empty_image() -> Image {
         uid: 0,
         gid: 0,
         links: 2,
+        accessed_ns: 0,
         modified_ns: 0,
         changed_ns: 0,
         created_ns: 0,
+        extended: super::Extended::default(),
         body: Body::Directory { parent: InodeNumber::ROOT },
     };
     let mut image = Image::default();
@@ -267,12 +317,13 @@ fn rebuilt(image: &Image) -> Image {
 
 fn compare(model: &Model, image: &Image, inodes: &[InodeNumber]) {
     image.check().unwrap();
-    let mut living = 0;
+    let (mut named, mut orphans) = (0, 0);
     for (node, inode) in inodes.iter().enumerate() {
         let found = image.node(*inode);
-        assert_eq!(found.is_some(), model.lives(node), "node {node}");
+        assert_eq!(found.is_some(), model.exists(node), "node {node}");
         let Some(found) = found else { continue };
-        living += 1;
+        *(if model.is_orphan(node) { &mut orphans } else { &mut named }) += 1;
+        assert_eq!(found.is_orphan(), model.is_orphan(node), "node {node}");
         assert_eq!(found.links, model.links(node), "links of node {node}");
         match &model.nodes[node] {
             Kind::Directory(entries) => {
@@ -284,17 +335,18 @@ fn compare(model: &Model, image: &Image, inodes: &[InodeNumber]) {
             }
             Kind::File(size) => {
                 let content = found.content().unwrap();
-                assert_eq!((content.size, content.manifest), (*size, digest(*size)));
+                assert_eq!((content.size, content.allocated, content.manifest), (*size, size / 2, digest(*size)));
             }
             Kind::Other => assert!(matches!(found.body, Body::Symlink { .. } | Body::Fifo)),
+            Kind::Reclaimed => panic!("node {node} was reclaimed"),
         }
     }
-    assert_eq!(image.counts().inodes, living);
+    assert_eq!((image.counts().inodes, image.orphans().len() as u64), (named, orphans));
     assert_eq!(&rebuilt(image), image, "counts and live manifests are those of the records");
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    (0u8..11, (0usize..12, 0usize..3), (0usize..12, 0usize..3), any::<u8>()).prop_map(|(kind, from, to, mode)| Step {
+    (0u8..13, (0usize..12, 0usize..3), (0usize..12, 0usize..3), any::<u8>()).prop_map(|(kind, from, to, mode)| Step {
         kind,
         from,
         to,
@@ -315,9 +367,14 @@ proptest! {
             let mut draft = Draft::new(&image);
             // What the draft shows must be what the image will be: planned on a copy that is applied at once.
             let mut ahead = image.clone();
+            let mut reclaimed = Vec::new();
             for step in group {
                 let pick = |(node, name): (usize, usize)| (node % inodes.len(), name);
                 let step = Step { from: pick(step.from), to: pick(step.to), ..*step };
+                if step.kind == RECLAIM {
+                    reclaimed.push(step.to.0);
+                    continue;
+                }
                 let operation = operation(step, &inodes, &ahead);
                 let planned = plan(&draft, &operation, 7, &mut fresh);
                 let want = model.run(step);
@@ -350,6 +407,15 @@ proptest! {
                 image.apply(write, &mut Vec::new());
             }
             prop_assert_eq!(&image, &ahead);
+            let numbers: Vec<InodeNumber> = reclaimed.iter().map(|node| inodes[*node]).collect();
+            for write in reclaim(&image, &numbers).writes {
+                image.apply(write, &mut Vec::new());
+            }
+            for node in reclaimed {
+                if model.is_orphan(node) {
+                    model.nodes[node] = Kind::Reclaimed;
+                }
+            }
             compare(&model, &image, &inodes);
         }
     }

@@ -2,6 +2,7 @@
 
 mod address;
 mod liveness;
+mod open_files;
 mod peer;
 mod registry;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use std::fmt;
 
 pub use self::address::{AddressError, advertised};
 pub use self::liveness::{Liveness, State};
+pub use self::open_files::TooManyOpen;
 pub(crate) use self::peer::OrderSender;
 pub use self::peer::{Facts, Opened, Peer, Snapshot};
 pub(crate) use self::registry::Unsaved;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::open_files::OpenFiles;
 use super::{Liveness, PeerSlot, State};
 
 /// What a peer says of itself; changes only with a new Hello.
@@ -66,6 +67,8 @@ pub struct Peer {
     pub(super) inner: Mutex<Inner>,
     /// Held while the peer's holdings change; whether it has any.
     pub(crate) holdings: Mutex<bool>,
+    /// What it has open; locked before `inner`.
+    pub(crate) open_files: Mutex<OpenFiles>,
 }
 
 /// What is known of a peer at one moment.

@@ -247,7 +247,13 @@ impl Table {
             let number = u32::try_from(self.slots.len()).ok().and_then(PeerSlot::new);
             number.expect("there are at most MOST_PEERS peers, and seeders of the catalog")
         });
-        let peer = Arc::new(Peer { id, slot, inner: Mutex::new(inner), holdings: Mutex::new(false) });
+        let peer = Arc::new(Peer {
+            id,
+            slot,
+            inner: Mutex::new(inner),
+            holdings: Mutex::new(false),
+            open_files: Mutex::default(),
+        });
         match self.slots.get_mut(slot.index()) {
             Some(place) => *place = Some(peer.clone()),
             None => self.slots.push(Some(peer.clone())),

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use swarm_proto::v1::{Load, PeerKind, Refresh, TrackerOrder, Verify, tracker_order::Order};
-use swarm_proto::{PeerId, ProcessId, SegmentId};
+use swarm_proto::v1::{self, Load, PeerKind, Refresh, TrackerOrder, Verify, tracker_order::Order};
+use swarm_proto::{InodeNumber, PeerId, ProcessId, SegmentId};
 
 use crate::acks::AckSink;
 use crate::holders::{Doubt, Extent, Holders, HoldersFull};
-use crate::peers::{Facts, Liveness, Opened, OrderSender, Peer, PeerSlot, Refusal, Registry, State};
+use crate::opens::OpenSource;
+use crate::peers::{Facts, Liveness, Opened, OrderSender, Peer, PeerSlot, Refusal, Registry, State, TooManyOpen};
 
 /// Segments that one peer may announce: at 64 bytes each, what a hostile peer can claim is bounded. At
 /// 4 MiB a segment it is 128 TiB.
@@ -47,6 +48,9 @@ pub enum AnnounceError {
     /// No room in this tracker.
     #[error(transparent)]
     Full(#[from] HoldersFull),
+    /// More open files than one mount may have.
+    #[error(transparent)]
+    TooManyOpen(#[from] TooManyOpen),
 }
 
 /// What somebody says against a holder.
@@ -166,6 +170,15 @@ impl Soft {
         }
     }
 
+    /// What a mount has open, or what changed of that.
+    pub fn open_files(&self, stream: &Announced, message: &v1::OpenFiles) -> Result<(), AnnounceError> {
+        let mut open = stream.opened.peer.open_files.lock();
+        match stream.opened.is_current() {
+            true => Ok(open.told(message, Instant::now())?),
+            false => Err(AnnounceError::Replaced),
+        }
+    }
+
     /// Deltas of a peer say nothing as long as its inventory is unknown: ask for it, once.
     fn want_inventory(&self, stream: &mut Announced) {
         if stream.inventory == Progress::NotBegun && !stream.refreshed {
@@ -277,10 +290,15 @@ impl Soft {
 
     fn forget_if_dead(&self, peer: &Arc<Peer>, now: Instant) {
         let mut held = peer.holdings.lock();
-        if *held && self.registry.state(peer, now) == State::Dead {
+        if self.registry.state(peer, now) != State::Dead {
+            return;
+        }
+        if *held {
             self.holders.forget(peer.slot());
             *held = false;
         }
+        // Nothing comes of an old stream after this: it would have to be the current one.
+        peer.open_files.lock().forget();
     }
 }
 
@@ -314,6 +332,23 @@ impl AckSink for Soft {
             })
         };
         ids.iter().map(&mut known).collect()
+    }
+}
+
+impl OpenSource for Soft {
+    fn are_open(&self, inodes: &[InodeNumber]) -> Vec<bool> {
+        let now = Instant::now();
+        let mut open = vec![false; inodes.len()];
+        for peer in self.registry.all() {
+            if self.registry.state(&peer, now) == State::Dead {
+                continue;
+            }
+            let files = peer.open_files.lock();
+            for (inode, open) in inodes.iter().zip(&mut open) {
+                *open |= files.may_have(*inode, now);
+            }
+        }
+        open
     }
 }
 

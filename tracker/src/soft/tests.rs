@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use swarm_proto::v1::PeerKind;
-use swarm_proto::{PeerId, ProcessId, SegmentId};
+use swarm_proto::v1::{self, PeerKind};
+use swarm_proto::{InodeNumber, PeerId, ProcessId, SegmentId};
 use tokio::sync::mpsc;
 
 use super::{Announced, Complaint, DOUBT, Soft};
 use crate::acks::AckSink;
+use crate::opens::OpenSource;
 use crate::peers::{Facts, Registry};
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -112,4 +113,40 @@ fn a_complaint_about_what_nobody_knows_changes_nothing() {
     soft.complain(&PeerId::new([1; 16]), Complaint::Missing(id(9)));
     assert!(soft.doubts.lock().is_empty());
     assert_eq!(soft.holders.segments(), 1);
+}
+
+fn opened(numbers: &[u64]) -> v1::OpenFiles {
+    v1::OpenFiles { all: true, opened: numbers.to_vec(), ..v1::OpenFiles::default() }
+}
+
+#[test]
+fn what_a_mount_has_open_is_open_until_it_is_dead() {
+    let soft = soft();
+    let (one, two) = (announce(&soft, 1, PeerKind::Mount, &[]), announce(&soft, 2, PeerKind::Mount, &[]));
+    soft.open_files(&one, &opened(&[1, 2])).unwrap();
+    soft.open_files(&two, &opened(&[2, 3])).unwrap();
+    let open = || soft.are_open(&[4, 3, 2, 1].map(InodeNumber));
+    assert_eq!(open(), [false, true, true, true]);
+    soft.broken(&one);
+    soft.sweep(Instant::now());
+    assert_eq!(open(), [false, true, true, true], "it may come back");
+    soft.sweep(Instant::now() + GRACE);
+    assert_eq!(open(), [false, true, true, false]);
+    assert!(soft.open_files(&one, &opened(&[1])).is_err(), "a late word of the old stream");
+    soft.left(&two);
+    assert_eq!(open(), [false; 4]);
+}
+
+#[test]
+fn a_mount_that_came_back_has_open_what_it_says_now() {
+    let soft = soft();
+    let first = announce(&soft, 1, PeerKind::Mount, &[]);
+    soft.open_files(&first, &opened(&[1, 2])).unwrap();
+    soft.broken(&first);
+    let second = announce(&soft, 1, PeerKind::Mount, &[]);
+    let open = || soft.are_open(&[1, 2, 3].map(InodeNumber));
+    assert_eq!(open(), [true, true, false], "it has said nothing yet");
+    soft.open_files(&second, &opened(&[3])).unwrap();
+    assert_eq!(open(), [false, false, true]);
+    assert!(soft.open_files(&first, &opened(&[1])).is_err());
 }

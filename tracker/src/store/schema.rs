@@ -9,6 +9,7 @@
 
 pub mod answers;
 mod codec;
+mod node;
 
 use bytes::Bytes;
 use swarm_proto::{InodeNumber, ManifestDigest, PeerId, RequestId, SwarmId};
@@ -35,7 +36,7 @@ pub enum Key {
     Numbers,
     /// `o`. The swarm's settings.
     Settings,
-    /// `i` tree:u32 inode:u64. An inode; lives until its last link goes.
+    /// `i` tree:u32 inode:u64. An inode; lives until its last link goes, a file until besides no mount has it open.
     Node(TreeNumber, InodeNumber),
     /// `e` tree:u32 directory:u64 name. A name in a directory.
     Entry(TreeNumber, InodeNumber, Bytes),
@@ -147,7 +148,7 @@ pub enum Record {
     Numbers(u64),
     /// Under [`Key::Settings`].
     Settings(Settings),
-    /// Under [`Key::Node`]. v1: see `codec.rs`.
+    /// Under [`Key::Node`]. v1 and v2: see `schema/node.rs`.
     Node(Node),
     /// Under [`Key::Entry`]. v1: inode:u64.
     Entry(InodeNumber),

@@ -52,7 +52,7 @@ fn a_change_takes_the_name_the_inode_and_the_listing_back() {
     known.learn_listing(ticket, DIR, vec![entry("a", 2), entry("b", 3)], now);
     assert!(known.name(DIR, b"a", now).is_some());
     assert!(known.take_back().is_empty());
-    known.changed(Revision(6), &change(1, "a"));
+    known.changed(Revision(6), &[change(1, "a")]);
     let back = known.take_back();
     for want in
         [Invalidation::Name(DIR, "a".into()), Invalidation::Attributes(DIR), Invalidation::Attributes(InodeNumber(2))]
@@ -70,8 +70,8 @@ fn a_change_takes_the_name_the_inode_and_the_listing_back() {
 fn an_answer_that_was_overtaken_by_a_change_is_not_kept() {
     let (mut known, now) = live();
     let ticket = known.ticket(Revision(5));
-    known.changed(Revision(6), &change(1, "a"));
-    known.changed(Revision(7), &change(9, ""));
+    known.changed(Revision(6), &[change(1, "a")]);
+    known.changed(Revision(7), &[change(9, "")]);
     assert_eq!(known.learn_name(ticket, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
     assert_eq!(known.learn_node(ticket, file(9), now), Trust::For(Duration::ZERO));
     known.learn_listing(ticket, DIR, vec![entry("a", 2)], now);
@@ -127,7 +127,7 @@ fn a_listing_knows_which_names_are_absent() {
     known.learn_listing(ticket, DIR, vec![entry("b", 3), entry("a", 2)], now);
     assert_eq!(known.name(DIR, b"b", now).unwrap().0.unwrap().inode.0, 3);
     assert!(known.name(DIR, b"c", now).unwrap().0.is_none());
-    known.changed(Revision(2), &change(1, "c"));
+    known.changed(Revision(2), &[change(1, "c")]);
     assert!(known.take_back().contains(&Invalidation::Name(DIR, "c".into())));
     assert_eq!(known.name(DIR, b"c", now).unwrap().1, Trust::Once);
 }
@@ -136,9 +136,9 @@ fn a_listing_knows_which_names_are_absent() {
 fn changes_that_are_forgotten_still_judge_old_answers() {
     let (mut known, now) = live();
     let ticket = known.ticket(Revision(5));
-    known.changed(Revision(6), &change(77, ""));
-    for revision in 0..CHANGES_REMEMBERED as u64 {
-        known.changed(Revision(7 + revision), &change(1_000 + revision, ""));
+    known.changed(Revision(6), &[change(77, "")]);
+    for revision in 0..recent::CHANGES_REMEMBERED as u64 {
+        known.changed(Revision(7 + revision), &[change(1_000 + revision, "")]);
     }
     assert_eq!(known.learn_node(ticket, file(77), now), Trust::For(Duration::ZERO));
 }
@@ -152,7 +152,7 @@ fn a_lease_holds_until_it_is_over_or_a_change_is_pushed_or_may_have_been_missed(
         assert!(known.leased(InodeNumber(inode), now).is_some());
         assert!(known.leased(InodeNumber(inode), until).is_none(), "it is over");
     }
-    known.changed(Revision(6), &change(2, ""));
+    known.changed(Revision(6), &[change(2, "")]);
     assert!(known.leased(InodeNumber(2), now).is_none(), "it changed");
     // An answer from before the change that came after it.
     known.learn_lease(ticket, file(2), until);
@@ -198,7 +198,7 @@ fn what_is_learned_anew_is_untold_until_the_kernel_was_told() {
 #[test]
 fn of_a_catalog_that_went_back_answers_are_believed_again() {
     let (mut known, now) = live();
-    known.changed(Revision(100), &change(2, ""));
+    known.changed(Revision(100), &[change(2, "")]);
     known.lost();
     known.begin();
     let ticket = known.ticket(Revision(3));
@@ -206,4 +206,113 @@ fn of_a_catalog_that_went_back_answers_are_believed_again() {
     known.replaced();
     let ticket = known.ticket(Revision(3));
     assert_eq!(known.learn_node(ticket, file(2), now), Trust::For(HOUR));
+}
+
+fn touched(name: &'static str, inode: u64) -> Touched {
+    Touched { names: vec![(DIR, name.into())], inodes: vec![InodeNumber(inode)] }
+}
+
+/// Make a name by a change of ours that is answered at a revision.
+fn make(known: &mut Known, revision: u64, name: &'static str, inode: u64, now: Instant) {
+    let ticket = known.ticket(Revision(0));
+    known.own_node(ticket, Revision(revision), file(inode), now);
+    known.own_name(ticket, Revision(revision), (DIR, name.into()), &Becomes::Names(file(inode)), now);
+    known.own_doubt(Revision(revision), DIR);
+}
+
+#[test]
+fn the_echo_of_an_own_change_is_no_news_and_what_comes_after_it_is() {
+    let (mut known, now) = live();
+    known.learn_node(known.ticket(Revision(1)), Arc::new(node(1, Kind::Directory)), now);
+    make(&mut known, 6, "a", 2, now);
+    known.changed(Revision(6), &[change(1, "a"), change(1, ""), change(2, "")]);
+    assert!(known.take_back().is_empty());
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(HOUR));
+    known.changed(Revision(7), &[change(1, "a")]);
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "a".into())));
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn what_is_pushed_while_a_change_of_ours_is_on_its_way_waits_for_its_answer() {
+    for theirs_is_newer in [false, true] {
+        let (mut known, now) = live();
+        let mut touches = touched("a", 2);
+        let own = known.begin_own(&mut touches);
+        assert_eq!(touches.inodes, [DIR, InodeNumber(2)]);
+        known.changed(Revision(6), &[change(1, "a")]);
+        assert!(known.take_back().is_empty());
+        make(&mut known, if theirs_is_newer { 5 } else { 6 }, "a", 2, now);
+        known.end_own(own, &touches);
+        let back = known.take_back();
+        assert_eq!(back.contains(&Invalidation::Name(DIR, "a".into())), theirs_is_newer, "{back:?}");
+        assert!(!known.own.is_changing(DIR, b"a"));
+    }
+}
+
+#[test]
+fn what_a_change_of_ours_is_changing_is_not_promised_for_longer_than_now() {
+    let (mut known, now) = live();
+    let ticket = known.ticket(Revision(5));
+    known.learn_name(ticket, DIR, "a".into(), Some(file(2)), now);
+    let mut touches = touched("a", 9);
+    let own = known.begin_own(&mut touches);
+    assert!(touches.inodes.contains(&InodeNumber(2)), "what it names changes too");
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(Duration::ZERO));
+    assert_eq!(known.node(InodeNumber(2), now).unwrap().1, Trust::For(Duration::ZERO));
+    assert_eq!(known.learn_name(ticket, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
+    known.end_own(own, &touches);
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::For(HOUR));
+}
+
+#[test]
+fn an_answer_from_before_an_own_change_does_not_undo_it() {
+    let (mut known, now) = live();
+    let before = known.ticket(Revision(5));
+    make(&mut known, 6, "a", 2, now);
+    assert_eq!(known.learn_name(before, DIR, "a".into(), None, now), Trust::For(Duration::ZERO));
+    known.learn_listing(before, DIR, vec![], now);
+    assert!(known.listing(DIR, now).is_none());
+    // Of two changes of ours, the answer of the older comes last.
+    let older = Arc::new(Node { mode: 0o600, ..node(2, Kind::File) });
+    assert_eq!(known.own_node(before, Revision(5), older, now), Trust::For(Duration::ZERO));
+    assert_eq!(known.name(DIR, b"a", now).unwrap().0.unwrap().mode, 0o644);
+}
+
+#[test]
+fn an_own_change_is_not_newer_than_a_catalog_that_was_replaced() {
+    let (mut known, now) = live();
+    make(&mut known, 100, "a", 2, now);
+    known.replaced();
+    known.take_back();
+    known.changed(Revision(3), &[change(1, "a")]);
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "a".into())));
+}
+
+#[test]
+fn of_a_revision_that_somebody_else_shares_names_are_doubted() {
+    let (mut known, now) = live();
+    known.learn_node(known.ticket(Revision(1)), Arc::new(node(1, Kind::Directory)), now);
+    make(&mut known, 6, "a", 2, now);
+    // Another mount replaced it in the same commit: what it made is nothing of ours.
+    known.changed(Revision(6), &[change(1, "a"), change(1, ""), change(2, ""), change(3, "")]);
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "a".into())));
+    assert_eq!(known.name(DIR, b"a", now).unwrap().1, Trust::Once);
+}
+
+#[test]
+fn what_is_pushed_does_not_wait_for_changes_that_were_asked_for_after_it() {
+    let (mut known, now) = live();
+    let (mut first, mut second) = (touched("a", 2), touched("b", 3));
+    let own = known.begin_own(&mut first);
+    known.changed(Revision(6), &[change(1, "theirs")]);
+    let later = known.begin_own(&mut second);
+    assert!(!known.take_back().is_empty(), "nothing of ours is changing that name, but its directory");
+    known.changed(Revision(7), &[change(1, ""), change(1, "theirs")]);
+    assert!(known.take_back().is_empty());
+    make(&mut known, 8, "a", 2, now);
+    known.end_own(own, &first);
+    assert!(known.take_back().is_empty(), "the second was asked for before it was pushed");
+    known.end_own(later, &second);
+    assert!(known.take_back().contains(&Invalidation::Name(DIR, "theirs".into())));
 }

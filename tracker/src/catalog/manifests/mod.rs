@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use swarm_proto::manifest::{self, PAGE_BYTES};
 use swarm_proto::{Fault, ManifestDigest, Segment};
 
-use super::layout::LayoutReader;
+use super::layout::{LayoutReader, Sizes};
 use super::load::get;
 use super::numbers::Numbers;
 use super::state::State;
@@ -92,8 +92,6 @@ impl Cache {
 pub(super) struct Prepared {
     /// Its digest.
     pub(super) digest: ManifestDigest,
-    /// Size of the file that it describes.
-    pub(super) file_bytes: u64,
     /// Whether the store has it already.
     pub(super) origin: Origin,
     /// Its records; of one that is stored, its head as it is.
@@ -188,12 +186,12 @@ impl Manifests {
 
     /// Read a manifest's segments without holding all of it.
     ///
-    /// Shape: the size of the file; None if the manifest is unknown.
+    /// Shape: how large the file is; None if the manifest is unknown.
     pub(super) async fn segments_of(
         &self,
         digest: ManifestDigest,
         each: &mut (dyn FnMut(Segment) + Send),
-    ) -> Result<Option<u64>, Refusal> {
+    ) -> Result<Option<Sizes>, Refusal> {
         let Some(head) = self.head(digest).await.map_err(|error| refusal_of(&error))? else { return Ok(None) };
         self.read_segments(digest, head, each).await.map(Some)
     }
@@ -203,7 +201,7 @@ impl Manifests {
         digest: ManifestDigest,
         head: ManifestHead,
         each: &mut (dyn FnMut(Segment) + Send),
-    ) -> Result<u64, Refusal> {
+    ) -> Result<Sizes, Refusal> {
         let corrupt = |why: String| Refusal::new(Fault::Corrupt, format!("manifest {digest}: {why}"));
         let mut reader = LayoutReader::default();
         let mut pages = self.stored_pages(head);
@@ -258,15 +256,14 @@ impl Manifests {
         let body = if here { ManifestBody::Here(bytes.clone()) } else { ManifestBody::Pages(body) };
         writes.push(put(Key::Manifest(digest), Record::Manifest(ManifestHead { file_bytes, length, body })));
         self.cache.lock().put(digest, bytes.clone());
-        Prepared { digest, file_bytes, origin: Origin::Brought, writes }
+        Prepared { digest, origin: Origin::Brought, writes }
     }
 
     /// A manifest that is stored. None: it is not.
     pub(super) async fn stored(&self, digest: ManifestDigest) -> Result<Option<Prepared>, StoreError> {
         let Some(head) = self.head(digest).await? else { return Ok(None) };
-        let file_bytes = head.file_bytes;
         let writes = vec![put(Key::Manifest(digest), Record::Manifest(head))];
-        Ok(Some(Prepared { digest, file_bytes, origin: Origin::Stored, writes }))
+        Ok(Some(Prepared { digest, origin: Origin::Stored, writes }))
     }
 
     /// As after a restart.

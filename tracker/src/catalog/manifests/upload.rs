@@ -72,7 +72,7 @@ impl Upload {
         if got != digest {
             return Err(Refusal::new(Fault::Invalid, format!("its digest is {got}, not {digest}")));
         }
-        let file_bytes = std::mem::take(&mut self.reader).finish().map_err(invalid)?;
+        let file_bytes = std::mem::take(&mut self.reader).finish().map_err(invalid)?.file_bytes;
         self.keep(digest, file_bytes).await.map_err(|error| refusal_of(&error))?;
         Ok(file_bytes)
     }

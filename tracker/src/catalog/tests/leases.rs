@@ -52,6 +52,17 @@ async fn a_change_of_a_leased_file_is_answered_when_the_lease_is_over() {
 }
 
 #[tokio::test]
+async fn a_write_to_a_leased_file_waits_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = settled(folder.path()).await;
+    let (inode, first) = super::writes::file_of(&running, "f", 1).await;
+    let leased_at = Instant::now();
+    drop(running.catalog.view_leased(&[inode]).await.unwrap());
+    running.one(super::writes::write(inode, &first, &manifest(2, 1))).await.unwrap();
+    assert!(leased_at.elapsed() >= TERM);
+}
+
+#[tokio::test]
 async fn a_change_that_came_first_is_what_is_leased() {
     let folder = tempfile::tempdir().unwrap();
     let running = settled(folder.path()).await;

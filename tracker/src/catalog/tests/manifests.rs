@@ -129,7 +129,7 @@ async fn a_manifest_that_was_never_put_is_not_found_and_a_bad_one_invalid() {
 #[tokio::test]
 async fn the_sweep_takes_what_no_file_names_for_the_grace_and_nothing_else() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let running = Running::on(store.clone()).await;
+    let running = Running::with(store.clone(), hasty(), Arc::new(())).await;
     let (kept, removed, put_only) = (manifest(1, 2_000), manifest(2, 1_300), manifest(3, 2_000));
     put(&running, &kept, PAGE_BYTES).await.unwrap();
     put(&running, &put_only, PAGE_BYTES).await.unwrap();
@@ -139,6 +139,7 @@ async fn the_sweep_takes_what_no_file_names_for_the_grace_and_nothing_else() {
     running.one(unlink(ROOT, "kept too")).await.unwrap();
     running.one(publish(ROOT, "removed", &removed)).await.unwrap();
     running.one(unlink(ROOT, "removed")).await.unwrap();
+    all_reclaimed(&running).await;
     let state = running.catalog.state().clone();
     let hour = Duration::from_secs(3600);
     assert_eq!(running.catalog.manifests().sweep(&state, hour).await.unwrap(), 0, "all within the grace");
@@ -187,20 +188,22 @@ async fn sweeps_and_publishes_that_race_never_leave_a_file_without_its_manifest(
 
 #[tokio::test]
 async fn one_that_a_file_has_named_since_it_was_found_dead_is_kept() {
-    let running = Running::in_memory().await;
+    let running = Running::hasty().await;
     let content = manifest(1, 3);
     running.one(publish(ROOT, "f", &content)).await.unwrap();
     let state = running.catalog.state().clone();
     assert!(!running.catalog.manifests().drop_dead(&state, content.digest()).await.unwrap());
     running.one(unlink(ROOT, "f")).await.unwrap();
+    all_reclaimed(&running).await;
     assert!(running.catalog.manifests().drop_dead(&state, content.digest()).await.unwrap());
 }
 
 #[tokio::test]
 async fn every_live_segment_is_visited_and_no_dead_one() {
-    let running = Running::in_memory().await;
+    let running = Running::hasty().await;
     running.run(vec![publish(ROOT, "a", &manifest(0, 3)), publish(ROOT, "b", &manifest(2, 3))]).await;
     running.run(vec![publish(ROOT, "gone", &manifest(100, 3)), unlink(ROOT, "gone")]).await;
+    all_reclaimed(&running).await;
     let large = manifest(1_000, 5_000);
     put(&running, &large, PAGE_BYTES).await.unwrap();
     running.one(known("large", &large)).await.unwrap();

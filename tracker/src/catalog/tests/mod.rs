@@ -2,10 +2,12 @@
 
 mod leases;
 mod manifests;
+mod orphans;
 mod replicas;
 mod requests;
 mod restarts;
 pub(crate) mod wandering;
+mod writes;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,15 +20,16 @@ use swarm_proto::{Extent, Fault, InodeNumber, Manifest, PeerId, RequestId, Revis
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::writer::{Content, Done, Mutated, Publish, Request, Submitted};
+use super::writer::{Content, Done, Mutated, Others, Publish, Request, Submitted};
 use super::{Catalog, CatalogConfig};
 use crate::acks::AckSink;
-use crate::namespace::plan::{At, IfExists, Operation, Ownership};
+use crate::namespace::plan::{At, IfExists, Inherit, Operation, Ownership};
 use crate::namespace::{Name, Node, Refusal};
+use crate::opens::OpenSource;
 use crate::store::{MemoryStore, SledStore, Store};
 
 pub(crate) const ROOT: InodeNumber = InodeNumber::ROOT;
-const OWNER: Ownership = Ownership { mode: 0o644, uid: 1, gid: 2, modified_ns: 3 };
+const OWNER: Ownership = Ownership { mode: 0o644, uid: 1, gid: 2, modified_ns: 3, inherit: Inherit::Nothing };
 
 /// A catalog that runs, and how to stop it.
 pub(crate) struct Running {
@@ -41,8 +44,18 @@ impl Running {
     }
 
     pub(crate) async fn with(store: Arc<dyn Store>, config: CatalogConfig, acks: Arc<dyn AckSink>) -> Self {
+        Self::knowing(store, config, acks, Arc::new(())).await
+    }
+
+    /// One that is told what is open.
+    pub(crate) async fn knowing(
+        store: Arc<dyn Store>,
+        config: CatalogConfig,
+        acks: Arc<dyn AckSink>,
+        opens: Arc<dyn OpenSource>,
+    ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let catalog = Catalog::open(store, config, acks, &tasks, stop.clone()).await.unwrap();
+        let catalog = Catalog::open(store, config, acks, opens, &tasks, stop.clone()).await.unwrap();
         Self { catalog, tasks, stop }
     }
 
@@ -50,10 +63,16 @@ impl Running {
         Self::on(Arc::new(MemoryStore::new())).await
     }
 
+    /// One that keeps no file that has lost its last name for long.
+    pub(crate) async fn hasty() -> Self {
+        Self::with(Arc::new(MemoryStore::new()), hasty(), Arc::new(())).await
+    }
+
     pub(crate) async fn in_folder(folder: &Path) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let store = Arc::new(SledStore::open(folder, &tasks, stop.clone()).await.unwrap());
-        let catalog = Catalog::open(store, CatalogConfig::default(), Arc::new(()), &tasks, stop.clone()).await.unwrap();
+        let (config, acks, opens) = (CatalogConfig::default(), Arc::new(()), Arc::new(()));
+        let catalog = Catalog::open(store, config, acks, opens, &tasks, stop.clone()).await.unwrap();
         Self { catalog, tasks, stop }
     }
 
@@ -76,6 +95,16 @@ impl Running {
     }
 }
 
+/// Files without names are kept for a moment only.
+pub(crate) fn hasty() -> CatalogConfig {
+    CatalogConfig { orphan_grace: Duration::from_millis(20), ..CatalogConfig::default() }
+}
+
+/// All files that have lost their last name are gone.
+pub(crate) async fn all_reclaimed(running: &Running) {
+    eventually("files without names go", async || running.catalog.view().image.orphans().len() == 0).await;
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -84,7 +113,8 @@ impl Drop for Running {
 
 pub(crate) fn request(operations: Vec<Submitted>) -> Request {
     let fingerprint = *blake3::hash(format!("{operations:?}").as_bytes()).as_bytes();
-    Request { id: RequestId::random(), fingerprint, operations: operations.into_iter().map(Ok).collect() }
+    let operations = operations.into_iter().map(Ok).collect();
+    Request { id: RequestId::random(), fingerprint, others: Others::Omit, operations }
 }
 
 pub(crate) fn at(parent: InodeNumber, name: &str) -> At {
@@ -216,7 +246,9 @@ async fn watchers_see_each_change_once_and_know_when_some_are_lost() {
     let mut watch = running.catalog.watch(start);
     let made = running.make(ROOT, "d").await;
     running.run(vec![publish(ROOT, "f", &manifest(1, 1))]).await;
+    let file = running.catalog.view().image.entry(ROOT, b"f").unwrap();
     let last = running.run(vec![unlink(ROOT, "f")]).await.revision;
+    let mut lost = false;
     let (mut names, mut content, mut at) = (HashMap::<Vec<u8>, u32>::new(), 0, start);
     while at < last {
         let (revision, changes) = watch.next().await.unwrap();
@@ -224,6 +256,7 @@ async fn watchers_see_each_change_once_and_know_when_some_are_lost() {
         at = revision;
         for change in changes.iter() {
             content += u32::from(change.content);
+            lost |= at == last && change.name.is_none() && change.inode == file;
             if let Some(name) = &change.name {
                 assert_eq!(change.inode, ROOT);
                 *names.entry(name.as_bytes().to_vec()).or_default() += 1;
@@ -231,7 +264,8 @@ async fn watchers_see_each_change_once_and_know_when_some_are_lost() {
         }
     }
     assert_eq!(names, HashMap::from([(b"d".to_vec(), 1), (b"f".to_vec(), 2)]));
-    assert_eq!(content, 2, "made and removed");
+    assert!(lost, "the file that lost its name changed");
+    assert_eq!(content, 1, "made; without a name it is still what it was");
     assert!(running.catalog.view().image.node(made).is_some());
     assert!(start == Revision(0) || running.catalog.watch(Revision(0)).next().await.is_err());
 }

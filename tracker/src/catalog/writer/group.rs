@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use swarm_proto::{Fault, InodeNumber, ManifestDigest, Revision};
 
-use super::{Done, Job, Mutated, Parts, Ready};
+use super::{Done, Job, Mutated, Others, Parts, Ready};
 use crate::catalog::manifests::Origin;
 use crate::catalog::requests::{Answers, Known};
 use crate::catalog::state::Seen;
@@ -68,7 +68,7 @@ async fn answer_known(parts: &Parts, group: Vec<Job>) -> Vec<Job> {
             // The same id twice in one group: whoever sent it gets the answer by asking again.
             Ok(Known::New) => Err(refuse_unavailable("this request is being done: send it again for its answer")),
             Ok(Known::Answered(revision, answer)) => answers::decode(&answer)
-                .map(|results| Mutated { revision, results })
+                .map(|results| Mutated { revision, results, others: Vec::new() })
                 .map_err(|error| Refusal::new(Fault::Corrupt, error.to_string())),
             Err(refusal) => Err(refusal),
         };
@@ -80,9 +80,10 @@ async fn answer_known(parts: &Parts, group: Vec<Job>) -> Vec<Job> {
 }
 
 /// What a job comes to once the group is committed.
-#[derive(Default)]
 struct Planned {
     results: Vec<Done>,
+    /// What else each operation changed, if that was asked for.
+    others: Vec<Vec<(InodeNumber, Node)>>,
     /// Files that it removes or gives another content.
     changed: Vec<InodeNumber>,
     /// All inodes that it writes.
@@ -96,11 +97,14 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
     let mut conditions = Vec::new();
     let mut jobs = Vec::with_capacity(group.len());
     for job in group {
-        let (mut changed, mut written) = (Vec::new(), Vec::new());
+        let (mut others, mut changed, mut written) = (Vec::new(), Vec::new(), Vec::new());
         let results: Vec<Done> = job
             .operations
             .iter()
             .map(|operation| {
+                if job.others == Others::Tell {
+                    others.push(Vec::new());
+                }
                 let Ready { operation, manifest } = operation.as_ref().map_err(Clone::clone)?;
                 let planned = plan::plan(&draft, operation, at_ns, fresh)?;
                 draft.absorb(&planned);
@@ -109,6 +113,10 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
                     written.push(*inode);
                     if changes_content(&seen.image, *inode, node.as_ref()) {
                         changed.push(*inode);
+                    }
+                    let is_result = planned.node.as_ref().is_some_and(|(result, _)| result == inode);
+                    if let (Some(others), Some(node), false) = (others.last_mut(), node, is_result) {
+                        others.push((*inode, node.clone()));
                     }
                 }
                 if let Some(manifest) = manifest {
@@ -119,7 +127,7 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
             .collect();
         conditions.push(Condition::Absent(Key::Request(job.id).encode()));
         writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&results)));
-        jobs.push(Planned { results, changed, written });
+        jobs.push(Planned { results, others, changed, written });
     }
     for (digest, manifest) in manifests {
         let key = Key::Manifest(digest).encode();
@@ -142,13 +150,14 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
     (Commit { conditions, writes }, jobs)
 }
 
-/// Whether a file is removed or gets another content.
+/// Whether a file loses its last name, is gone or gets another content: in each case it is not to be opened as it was.
 fn changes_content(image: &Image, inode: InodeNumber, new: Option<&Node>) -> bool {
-    let old = image.node(inode).and_then(Node::content);
-    old.is_some() && new.and_then(Node::content) != old
+    let Some(old) = image.node(inode) else { return false };
+    let is_orphaned = new.is_some_and(Node::is_orphan) && !old.is_orphan();
+    old.content().is_some() && (is_orphaned || new.and_then(Node::content) != old.content())
 }
 
-fn condition_of(tree: TreeNumber, relied: Relied, since: Revision) -> Condition {
+pub(in crate::catalog) fn condition_of(tree: TreeNumber, relied: Relied, since: Revision) -> Condition {
     let entry = |directory, name: &crate::namespace::Name| {
         Key::Entry(tree, directory, Bytes::copy_from_slice(name.as_bytes())).encode()
     };
@@ -198,10 +207,10 @@ async fn look_again(parts: &Parts, group: &mut [Job]) -> Result<(), StoreError> 
 }
 
 fn answer_all(parts: &Parts, group: Vec<Job>, planned: Vec<Planned>, at_ns: i64, revision: Revision) {
-    for (job, Planned { results, changed, written }) in group.into_iter().zip(planned) {
+    for (job, Planned { results, others, changed, written }) in group.into_iter().zip(planned) {
         parts.answers.kept(job.id, at_ns);
         let leased = parts.leases.hold(&changed, &written, Instant::now());
-        answer_after(parts, leased, job, Ok(Mutated { revision, results }));
+        answer_after(parts, leased, job, Ok(Mutated { revision, results, others }));
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(super) use group::condition_of;
 pub(crate) use group::record_of;
 
 use super::leases::Leases;
@@ -27,7 +28,7 @@ use super::refuse_unavailable;
 use super::requests::Answers;
 use super::state::State;
 use crate::acks::AckSink;
-use crate::namespace::plan::{At, IfExists, Operation, Ownership};
+use crate::namespace::plan::{At, IfExists, Operation, Ownership, SetId};
 use crate::namespace::{Node, Refusal};
 use crate::store::Store;
 
@@ -47,8 +48,20 @@ pub struct Request {
     pub id: RequestId,
     /// BLAKE3 of the operations.
     pub fingerprint: [u8; 32],
+    /// Whether the answer has all that was changed.
+    pub others: Others,
     /// 1 to [`MAX_OPERATIONS`]; one that could not even be read is its refusal.
     pub operations: Vec<Result<Submitted, Refusal>>,
+}
+
+/// What an answer says of inodes that an operation changed besides the one that it was about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Others {
+    /// Nothing.
+    #[default]
+    Omit,
+    /// Each, as it was after that operation.
+    Tell,
 }
 
 /// An operation as it was asked for.
@@ -58,6 +71,8 @@ pub enum Submitted {
     Plain(Operation),
     /// A file and its content.
     Publish(Publish),
+    /// A new content for a file that is open.
+    Write(WriteFile),
 }
 
 /// See [`Operation::PublishFile`].
@@ -74,8 +89,34 @@ pub struct Publish {
     /// What if it is there.
     pub if_exists: IfExists,
     /// Who acknowledged what.
-    pub acknowledged: Vec<(PeerId, Vec<SegmentId>)>,
+    pub acknowledged: Acknowledged,
 }
+
+/// See [`Operation::WriteFile`].
+#[derive(Debug, Clone)]
+pub struct WriteFile {
+    /// Which file.
+    pub inode: InodeNumber,
+    /// Only this version is replaced.
+    pub base_version: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Of what it consists.
+    pub content: Content,
+    /// When it was written, by the writer's clock, as the two below.
+    pub modified_ns: i64,
+    /// Last change of anything.
+    pub changed_ns: i64,
+    /// If it is to change.
+    pub accessed_ns: Option<i64>,
+    /// As a write does.
+    pub set_id: SetId,
+    /// Who acknowledged what.
+    pub acknowledged: Acknowledged,
+}
+
+/// Who acknowledged which segments.
+pub type Acknowledged = Vec<(PeerId, Vec<SegmentId>)>;
 
 /// Of what a published file consists.
 #[derive(Debug, Clone)]
@@ -98,6 +139,8 @@ pub struct Mutated {
     pub revision: Revision,
     /// One for each operation, in order.
     pub results: Vec<Done>,
+    /// For each operation what else it changed; empty if nobody asked, or if it was answered before.
+    pub others: Vec<Vec<(InodeNumber, Node)>>,
 }
 
 /// What the writer works with.
@@ -116,6 +159,7 @@ pub(super) struct Parts {
 struct Job {
     id: RequestId,
     fingerprint: [u8; 32],
+    others: Others,
     operations: Vec<Result<Ready, Refusal>>,
     reply: oneshot::Sender<Result<Mutated, Refusal>>,
 }
@@ -156,10 +200,15 @@ impl WriterHandle {
         }
         let operations = prepare::all(&self.parts, request.operations).await;
         let (reply, answer) = oneshot::channel();
-        let job = Job { id: request.id, fingerprint: request.fingerprint, operations, reply };
+        let job = Job { id: request.id, fingerprint: request.fingerprint, others: request.others, operations, reply };
         let closed = || refuse_unavailable("the catalog is being closed");
         self.queue.send(job).await.map_err(|_| closed())?;
         answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// What [`Self::pause`] takes.
+    pub(super) fn pause_lock(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.pause.clone()
     }
 
     /// Keep the catalog as it is until the guard is dropped.

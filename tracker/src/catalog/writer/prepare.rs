@@ -7,17 +7,20 @@ use bytes::Bytes;
 use swarm_proto::manifest::{self, INLINE_BYTES, Manifest};
 use swarm_proto::{Fault, ManifestDigest, SegmentId};
 
-use super::{Content, Parts, Publish, Ready, Submitted};
+use super::{Acknowledged, Content, Parts, Publish, Ready, Submitted, WriteFile};
+use crate::catalog::layout::Sizes;
 use crate::catalog::manifests::{Manifests, Prepared};
 use crate::catalog::refusal_of;
 use crate::namespace::Refusal;
-use crate::namespace::plan::{NewContent, Operation};
+use crate::namespace::plan::{Described, FileWrite, NewContent, Operation};
 use crate::store::schema::BodyNumber;
 
 /// Segments asked about at once.
 const AT_ONCE: usize = 4096;
 
-type Brought = HashMap<ManifestDigest, Arc<Prepared>>;
+/// A manifest, and what a plan needs to know of it.
+type Found = (Arc<Prepared>, Sizes);
+type Brought = HashMap<ManifestDigest, Found>;
 
 pub(super) async fn all(parts: &Parts, operations: Vec<Result<Submitted, Refusal>>) -> Vec<Result<Ready, Refusal>> {
     let mut brought = Brought::new();
@@ -25,22 +28,43 @@ pub(super) async fn all(parts: &Parts, operations: Vec<Result<Submitted, Refusal
     for operation in operations {
         ready.push(match operation {
             Ok(Submitted::Plain(operation)) => Ok(Ready { operation, manifest: None }),
-            Ok(Submitted::Publish(publish)) => one(parts, publish, &mut brought).await,
+            Ok(Submitted::Publish(file)) => publish(parts, file, &mut brought).await,
+            Ok(Submitted::Write(file)) => write(parts, file, &mut brought).await,
             Err(refusal) => Err(refusal),
         });
     }
     ready
 }
 
-async fn one(parts: &Parts, publish: Publish, brought: &mut Brought) -> Result<Ready, Refusal> {
+async fn publish(parts: &Parts, file: Publish, brought: &mut Brought) -> Result<Ready, Refusal> {
+    let Publish { at, ownership, size, content, if_exists, acknowledged } = file;
+    let (content, manifest) = content_of(parts, size, content, acknowledged, brought).await?;
+    Ok(Ready { operation: Operation::PublishFile(at, ownership, content, if_exists), manifest })
+}
+
+async fn write(parts: &Parts, file: WriteFile, brought: &mut Brought) -> Result<Ready, Refusal> {
+    let WriteFile { inode, base_version, modified_ns, changed_ns, accessed_ns, set_id, .. } = file;
+    let (content, manifest) = content_of(parts, file.size, file.content, file.acknowledged, brought).await?;
+    let write = FileWrite { base_version, content, modified_ns, changed_ns, accessed_ns, set_id };
+    Ok(Ready { operation: Operation::WriteFile(inode, write), manifest })
+}
+
+/// What a file is to consist of, and the manifest that the commit needs.
+async fn content_of(
+    parts: &Parts,
+    size: u64,
+    content: Content,
+    acknowledged: Acknowledged,
+    brought: &mut Brought,
+) -> Result<(NewContent, Option<Arc<Prepared>>), Refusal> {
     // Entered even if the file is refused below: that a seeder holds a segment is true all the same.
-    for (peer, segments) in &publish.acknowledged {
+    for (peer, segments) in &acknowledged {
         parts.acks.acknowledged(*peer, segments);
     }
     let acknowledged: HashSet<SegmentId> =
-        publish.acknowledged.iter().flat_map(|(_, segments)| segments.iter().copied()).collect();
+        acknowledged.iter().flat_map(|(_, segments)| segments.iter().copied()).collect();
     let mut unaccounted = Unaccounted { parts, acknowledged, asking: Vec::new(), missing: 0, asked: HashSet::new() };
-    let manifest = match publish.content {
+    let found = match content {
         Content::Empty => None,
         Content::Inline(bytes) => Some(inline(parts, &bytes, brought, &mut unaccounted).await?),
         Content::Known(digest) => Some(known(parts, digest, brought, &mut unaccounted).await?),
@@ -50,13 +74,14 @@ async fn one(parts: &Parts, publish: Publish, brought: &mut Brought) -> Result<R
         let message = format!("{missing} of its segments are held by nobody known: send them again");
         return Err(Refusal::new(Fault::SendAgain, message));
     }
-    let content = NewContent {
-        size: publish.size,
-        manifest: manifest.as_ref().map(|manifest| (manifest.digest, manifest.file_bytes)),
-    };
-    let operation = Operation::PublishFile(publish.at, publish.ownership, content, publish.if_exists);
+    let described = found.as_ref().map(|(manifest, Sizes { file_bytes, data_bytes })| Described {
+        digest: manifest.digest,
+        file_bytes: *file_bytes,
+        data_bytes: *data_bytes,
+    });
     // An empty file is stored without its manifest.
-    Ok(Ready { operation, manifest: manifest.filter(|manifest| manifest.file_bytes > 0) })
+    let manifest = found.filter(|(_, sizes)| sizes.file_bytes > 0).map(|(manifest, _)| manifest);
+    Ok((NewContent { size, manifest: described }, manifest))
 }
 
 async fn inline(
@@ -64,7 +89,7 @@ async fn inline(
     bytes: &Bytes,
     brought: &mut Brought,
     unaccounted: &mut Unaccounted<'_>,
-) -> Result<Arc<Prepared>, Refusal> {
+) -> Result<Found, Refusal> {
     if bytes.len() > INLINE_BYTES {
         let message = format!("a manifest of {} bytes, the limit here is {INLINE_BYTES}: put it before", bytes.len());
         return Err(Refusal::new(Fault::Invalid, message));
@@ -72,8 +97,8 @@ async fn inline(
     let decoded = Manifest::decode(bytes).map_err(|error| Refusal::new(Fault::Invalid, error.to_string()))?;
     decoded.segments().for_each(|segment| unaccounted.add(segment.id));
     let digest = manifest::digest_of(bytes);
-    if let Some(prepared) = brought.get(&digest) {
-        return Ok(prepared.clone());
+    if let Some(found) = brought.get(&digest) {
+        return Ok(found.clone());
     }
     let body = match Manifests::needs_body(bytes) {
         true => parts.numbers.take(1).await.map_err(|error| refusal_of(&error))?.into_range().start,
@@ -81,9 +106,9 @@ async fn inline(
     };
     // A copy, so that the records do not keep the whole message they came in.
     let prepared = parts.manifests.prepare(&Bytes::copy_from_slice(bytes), decoded.size(), BodyNumber(body));
-    let prepared = Arc::new(prepared);
-    brought.insert(digest, prepared.clone());
-    Ok(prepared)
+    let found = (Arc::new(prepared), Sizes::of(&decoded));
+    brought.insert(digest, found.clone());
+    Ok(found)
 }
 
 async fn known(
@@ -91,17 +116,16 @@ async fn known(
     digest: ManifestDigest,
     brought: &mut Brought,
     unaccounted: &mut Unaccounted<'_>,
-) -> Result<Arc<Prepared>, Refusal> {
-    if let Some(prepared) = brought.get(&digest) {
+) -> Result<Found, Refusal> {
+    if let Some(found) = brought.get(&digest) {
         // Its segments were looked at when it was brought; who acknowledged them then does so now.
-        return Ok(prepared.clone());
+        return Ok(found.clone());
     }
     let unknown = || Refusal::new(Fault::NotFound, format!("manifest {digest} is unknown: put it first"));
     let prepared = parts.manifests.stored(digest).await.map_err(|error| refusal_of(&error))?.ok_or_else(unknown)?;
     parts.manifests.used_again(digest);
-    let found = parts.manifests.segments_of(digest, &mut |segment| unaccounted.add(segment.id)).await?;
-    found.ok_or_else(unknown)?;
-    Ok(Arc::new(prepared))
+    let sizes = parts.manifests.segments_of(digest, &mut |segment| unaccounted.add(segment.id)).await?;
+    Ok((Arc::new(prepared), sizes.ok_or_else(unknown)?))
 }
 
 /// Counts the segments that neither the publisher nor the holders vouch for.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use prost::Message;
 use swarm_proto::manifest::INLINE_BYTES;
 use swarm_proto::{Fault, InodeNumber, Revision, convert as fields, fault, v1};
 use tonic::Status;
@@ -18,8 +19,12 @@ use crate::store::history::Follower;
 
 /// Entries in a message: some 150 bytes each.
 const PAGE_ENTRIES: usize = 1000;
+/// Bytes after which a message takes no further entry: links and attributes may make one 12 KiB large.
+const PAGE_BYTES: usize = 1024 * 1024;
 /// Most inodes of one call.
 const MOST_LEASED: u64 = 1024;
+/// Most bytes of them; the manifests come to that.
+const MOST_LEASED_BYTES: usize = 2 * 1024 * 1024;
 /// Changes in a message of a watch.
 const PAGE_CHANGES: usize = 4096;
 
@@ -95,7 +100,9 @@ pub(super) async fn lease_nodes(
     drop(catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?);
     let (revision, term, mut nodes, digests) = {
         let (view, term) = catalog.view_leased(&inodes).await.map_err(status_of)?;
-        let found = || inodes.iter().map(|inode| Some((*inode, view.image.node(*inode)?)));
+        // What has lost its last name is not to be opened any more.
+        let named = |inode: &InodeNumber| view.image.node(*inode).filter(|node| !node.is_orphan());
+        let found = || inodes.iter().map(|inode| Some((*inode, named(inode)?)));
         let digest = |found: Option<(_, &Node)>| found?.1.content()?.manifest;
         let leased = |found: Option<(_, &_)>| v1::LeasedNode {
             node: found.map(|(inode, node)| convert::node(inode, node)),
@@ -104,6 +111,9 @@ pub(super) async fn lease_nodes(
         let digests: Vec<_> = found().map(digest).collect();
         (view.revision, term, found().map(leased).collect::<Vec<_>>(), digests)
     };
+    if nodes.iter().map(v1::LeasedNode::encoded_len).sum::<usize>() > MOST_LEASED_BYTES {
+        return Err(Status::resource_exhausted("these inodes are too large for one reply: ask for fewer"));
+    }
     let mut room = MOST_REPLY_BYTES;
     for (leased, digest) in nodes.iter_mut().zip(digests) {
         let Some(digest) = digest else { continue };
@@ -121,6 +131,8 @@ struct Listing {
     directory: InodeNumber,
     after: Bytes,
     left: usize,
+    /// The page was full.
+    more: bool,
     page: Option<v1::ReadDirReply>,
 }
 
@@ -133,7 +145,8 @@ pub(super) async fn read_dir(
         limit => limit as usize,
     };
     let directory = InodeNumber(request.inode);
-    let mut listing = Listing { catalog: catalog.clone(), directory, after: request.after, left, page: None };
+    let mut listing =
+        Listing { catalog: catalog.clone(), directory, after: request.after, left, more: false, page: None };
     {
         let view = catalog.view_at(Revision(request.min_revision)).await.map_err(status_of)?;
         match view.image.node(directory) {
@@ -146,10 +159,10 @@ pub(super) async fn read_dir(
     }
     Ok(stream::unfold(listing, |mut listing| async {
         let page = listing.page.take()?;
-        if page.entries.len() == PAGE_ENTRIES && listing.left > 0 {
+        if listing.more && listing.left > 0 {
             let catalog = listing.catalog.clone();
             listing.fill(&catalog.view());
-            // A directory of exactly so many entries ends without an empty page.
+            // What was left may be gone by now: no empty page comes last.
             listing.page = listing.page.take().filter(|page| !page.entries.is_empty());
         }
         Some((Ok(page), listing))
@@ -161,15 +174,19 @@ impl Listing {
     /// Make the next page ready.
     fn fill(&mut self, view: &View<'_>) {
         let after = Some(&self.after[..]).filter(|after| !after.is_empty());
-        let entries: Vec<v1::Entry> = view
-            .image
-            .list(self.directory, after)
-            .filter_map(|(name, inode)| {
-                let node = convert::node(inode, view.image.node(inode)?);
-                Some(v1::Entry { name: Bytes::copy_from_slice(name.as_bytes()), node: Some(node) })
-            })
-            .take(PAGE_ENTRIES.min(self.left))
-            .collect();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        self.more = false;
+        for (name, inode) in view.image.list(self.directory, after) {
+            if entries.len() == PAGE_ENTRIES.min(self.left) || bytes >= PAGE_BYTES {
+                self.more = true;
+                break;
+            }
+            let Some(node) = view.image.node(inode) else { continue };
+            let node = Some(convert::node(inode, node));
+            let entry = v1::Entry { name: Bytes::copy_from_slice(name.as_bytes()), node };
+            bytes += entry.encoded_len();
+            entries.push(entry);
+        }
         self.left -= entries.len();
         if let Some(last) = entries.last() {
             self.after = last.name.clone();

@@ -1,4 +1,4 @@
-//! **PURE.** mkdir(2), symlink(2), mkfifo(3): something new under a name that must be free.
+//! **PURE.** mkdir(2), symlink(2), mknod(2): something new under a name that must be free.
 
 use bytes::Bytes;
 use swarm_proto::{Fault, InodeNumber};
@@ -16,7 +16,7 @@ pub(super) fn directory(
     plan.free(at)?;
     plan.room_for_subdirectory(at.parent)?;
     let inode = InodeNumber(fresh.take()?);
-    plan.make(inode, ownership, 2, Body::Directory { parent: at.parent });
+    plan.make(inode, at.parent, ownership, 2, Body::Directory { parent: at.parent })?;
     plan.set_entry(at, Some(inode), 1)?;
     Ok(inode)
 }
@@ -52,6 +52,7 @@ pub(super) fn special(
     let body = match special {
         Special::Fifo => Body::Fifo,
         Special::Socket => Body::Socket,
+        Special::Device(device) => Body::Device(device),
     };
     leaf(plan, at, ownership, body, fresh)
 }
@@ -65,7 +66,7 @@ fn leaf(
 ) -> Result<InodeNumber, Refusal> {
     plan.free(at)?;
     let inode = InodeNumber(fresh.take()?);
-    plan.make(inode, ownership, 1, body);
+    plan.make(inode, at.parent, ownership, 1, body)?;
     plan.set_entry(at, Some(inode), 0)?;
     Ok(inode)
 }

@@ -3,11 +3,14 @@
 //! Every rule that POSIX states for names is stated in the file of its family, and nowhere else. A plan
 //! checks everything first and writes last, so a refused operation leaves nothing behind.
 
+mod attributes;
 mod link;
 mod make;
 mod publish;
+mod reclaim;
 mod remove;
 mod rename;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +20,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use swarm_proto::{Fault, InodeNumber, ManifestDigest};
 
-use super::{Body, Draft, Name, NameWrite, Node, Refusal, Relied};
+use super::{Body, Content, Draft, Extended, ExtendedName, Name, NameWrite, Node, Refusal, Relied};
+
+pub use super::{Device, DeviceKind};
+pub use reclaim::reclaim;
 
 /// Numbers that were never used for anything.
 #[derive(Debug, Clone)]
@@ -57,8 +63,19 @@ pub struct Ownership {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970; also when it was accessed.
     pub modified_ns: i64,
+    /// Whether the directory that it is made in has a say.
+    pub inherit: Inherit,
+}
+
+/// What something that is made takes from a directory with the set-group-id bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inherit {
+    /// Nothing.
+    Nothing,
+    /// Its group, and a directory the bit too.
+    Group,
 }
 
 /// A file's new content.
@@ -66,8 +83,60 @@ pub struct Ownership {
 pub struct NewContent {
     /// What the publisher says that the size is.
     pub size: u64,
-    /// A manifest that is known, and the size that it says. None: an empty file.
-    pub manifest: Option<(ManifestDigest, u64)>,
+    /// A manifest that is known. None: an empty file.
+    pub manifest: Option<Described>,
+}
+
+/// A manifest, and what it says of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described {
+    /// The manifest.
+    pub digest: ManifestDigest,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Those that are not holes.
+    pub data_bytes: u64,
+}
+
+/// A new content for an inode, by somebody who has it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileWrite {
+    /// Only this version is replaced.
+    pub base_version: u64,
+    /// The content.
+    pub content: NewContent,
+    /// When it was written, by the writer's clock, as the two below.
+    pub modified_ns: i64,
+    /// Last change of anything; one that is later stays.
+    pub changed_ns: i64,
+    /// If it is to change.
+    pub accessed_ns: Option<i64>,
+    /// As a write does.
+    pub set_id: SetId,
+}
+
+/// What happens to a file's set-id bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SetId {
+    /// They stay.
+    #[default]
+    Keep,
+    /// The one of the user goes, and the one of the group if the group may execute the file; without that, it is a
+    /// mark for locks.
+    Clear,
+}
+
+/// What is done to an extended attribute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExtendedChange {
+    /// Set it, whether it is there or not.
+    Set(Bytes),
+    /// Set it; refuse if it is there.
+    Create(Bytes),
+    /// Set it; refuse if it is not there.
+    Replace(Bytes),
+    /// Remove it; refuse if it is not there.
+    Remove,
 }
 
 /// What to do if a published name exists.
@@ -108,12 +177,16 @@ pub enum Operation {
     MakeDirectory(At, Ownership),
     /// symlink(2), with its target.
     MakeSymlink(At, Ownership, Bytes),
-    /// mkfifo(3), or bind(2) of a socket.
+    /// mknod(2): mkfifo(3), bind(2) of a socket, or a device.
     MakeSpecial(At, Ownership, Special),
     /// Create a file with its content, or give an existing one a new content.
     PublishFile(At, Ownership, NewContent, IfExists),
+    /// Give a file, which may have lost its last name, a new content.
+    WriteFile(InodeNumber, FileWrite),
     /// chmod(2), chown(2), utimensat(2).
     SetAttributes(InodeNumber, Attributes),
+    /// setxattr(2), removexattr(2).
+    SetExtended(InodeNumber, ExtendedName, ExtendedChange),
     /// unlink(2).
     Unlink(At),
     /// rmdir(2).
@@ -131,6 +204,8 @@ pub enum Special {
     Fifo,
     /// A socket.
     Socket,
+    /// A device.
+    Device(Device),
 }
 
 /// Attributes to set; what is None stays.
@@ -142,8 +217,12 @@ pub struct Attributes {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970, as the one below.
     pub modified_ns: Option<i64>,
+    /// When it was read.
+    pub accessed_ns: Option<i64>,
+    /// What happens to the set-id bits, before `mode` is set.
+    pub set_id: SetId,
 }
 
 /// What an operation will do.
@@ -174,7 +253,11 @@ pub fn plan(draft: &Draft<'_>, operation: &Operation, now_ns: i64, fresh: &mut F
         Operation::PublishFile(at, ownership, content, if_exists) => {
             publish::file(&mut plan, at, ownership, *content, *if_exists, fresh).map(Some)
         }
-        Operation::SetAttributes(inode, attributes) => link::set_attributes(&mut plan, *inode, attributes).map(Some),
+        Operation::WriteFile(inode, write) => write::file(&mut plan, *inode, write, fresh).map(Some),
+        Operation::SetAttributes(inode, attributes) => attributes::set(&mut plan, *inode, attributes).map(Some),
+        Operation::SetExtended(inode, name, change) => {
+            attributes::set_extended(&mut plan, *inode, name, change).map(Some)
+        }
         Operation::Unlink(at) => remove::unlink(&mut plan, at).map(|()| None),
         Operation::RemoveDirectory(at) => remove::directory(&mut plan, at).map(|()| None),
         Operation::Rename(from, to, mode) => rename::rename(&mut plan, from, to, *mode).map(Some),
@@ -182,6 +265,47 @@ pub fn plan(draft: &Draft<'_>, operation: &Operation, now_ns: i64, fresh: &mut F
     };
     let inode = result?;
     Ok(plan.finish(inode))
+}
+
+/// Of the mode of what runs with its owner's rights.
+const SET_USER_ID: u16 = 0o4000;
+/// The same of its group; of a directory whose group goes to what is made in it.
+const SET_GROUP_ID: u16 = 0o2000;
+/// The group may execute it.
+const GROUP_EXECUTES: u16 = 0o0010;
+
+impl SetId {
+    /// What is done to a file; others keep what they have.
+    fn apply(self, node: &mut Node) {
+        if self == Self::Keep || node.content().is_none() {
+            return;
+        }
+        node.mode &= !SET_USER_ID;
+        if node.mode & GROUP_EXECUTES != 0 {
+            node.mode &= !SET_GROUP_ID;
+        }
+    }
+}
+
+impl NewContent {
+    /// As an inode has it, in this version.
+    ///
+    /// Errors: EINVAL if the size is not the manifest's.
+    fn checked(&self) -> Result<impl FnOnce(u64) -> Content + use<>, Refusal> {
+        let real = self.manifest.map_or(0, |described| described.file_bytes);
+        if self.size != real {
+            let message = format!("a size of {} bytes, where the manifest has {real}", self.size);
+            return Err(Refusal::new(Fault::Invalid, message));
+        }
+        // The manifest of no bytes is no manifest: all empty files look alike.
+        let described = self.manifest.filter(|described| described.file_bytes > 0);
+        Ok(move |version| Content {
+            size: real,
+            allocated: described.map_or(0, |described| described.data_bytes),
+            version,
+            manifest: described.map(|described| described.digest),
+        })
+    }
 }
 
 /// A plan in the making.
@@ -254,26 +378,45 @@ impl Plan<'_, '_> {
         Ok(())
     }
 
-    /// A new inode.
-    fn make(&mut self, inode: InodeNumber, ownership: &Ownership, links: u32, body: Body) {
+    /// A new inode in `parent`.
+    fn make(
+        &mut self,
+        inode: InodeNumber,
+        parent: InodeNumber,
+        ownership: &Ownership,
+        links: u32,
+        body: Body,
+    ) -> Result<(), Refusal> {
+        let parent = self.node(parent)?;
+        let is_directory = matches!(body, Body::Directory { .. });
+        let (gid, bit) = match ownership.inherit {
+            Inherit::Group if parent.mode & SET_GROUP_ID != 0 => {
+                (parent.gid, if is_directory { SET_GROUP_ID } else { 0 })
+            }
+            Inherit::Group | Inherit::Nothing => (ownership.gid, 0),
+        };
         let node = Node {
-            mode: ownership.mode,
+            mode: ownership.mode | bit,
             uid: ownership.uid,
-            gid: ownership.gid,
+            gid,
             links,
+            accessed_ns: ownership.modified_ns,
             modified_ns: ownership.modified_ns,
             changed_ns: self.now_ns,
             created_ns: self.now_ns,
+            extended: Extended::default(),
             body,
         };
         self.nodes.insert(inode, (Some(node), Touch::Changed));
+        Ok(())
     }
 
-    /// One link less; the last one takes the inode with it. A directory goes at once.
+    /// One link less. A file that lost its last one stays, as somebody may have it open; anything else goes with it, a
+    /// directory at once.
     fn drop_link(&mut self, inode: InodeNumber) -> Result<(), Refusal> {
         self.change(inode, |node| node.links = node.links.saturating_sub(1))?;
         if let Some((slot, _)) = self.nodes.get_mut(&inode)
-            && slot.as_ref().is_some_and(|node| node.links == 0 || node.is_directory())
+            && slot.as_ref().is_some_and(|node| node.is_directory() || (node.links == 0 && node.content().is_none()))
         {
             *slot = None;
         }

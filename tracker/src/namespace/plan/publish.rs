@@ -5,7 +5,7 @@
 use swarm_proto::{Fault, InodeNumber};
 
 use super::{At, Fresh, IfExists, NewContent, Ownership, Plan};
-use crate::namespace::{Body, Content, Refusal};
+use crate::namespace::{Body, Refusal};
 
 /// Errors: EINVAL if the size is not the manifest's; EEXIST with [`IfExists::Fail`], or if the name is
 /// something that has no content; EISDIR; ESTALE if the file is not the version that was to be replaced.
@@ -17,13 +17,7 @@ pub(super) fn file(
     if_exists: IfExists,
     fresh: &mut Fresh,
 ) -> Result<InodeNumber, Refusal> {
-    let real = content.manifest.map_or(0, |(_, size)| size);
-    if content.size != real {
-        let message = format!("a size of {} bytes, where the manifest has {real}", content.size);
-        return Err(Refusal::new(Fault::Invalid, message));
-    }
-    // The manifest of no bytes is no manifest: all empty files look alike.
-    let manifest = content.manifest.filter(|(_, size)| *size > 0).map(|(digest, _)| digest);
+    let content = content.checked()?;
     let found = plan.find(at)?;
     let Some(inode) = found else {
         if let IfExists::ReplaceVersion(_) = if_exists {
@@ -31,7 +25,7 @@ pub(super) fn file(
         }
         let number = fresh.take()?;
         let inode = InodeNumber(number);
-        plan.make(inode, ownership, 1, Body::File(Content { size: content.size, version: number, manifest }));
+        plan.make(inode, at.parent, ownership, 1, Body::File(content(number)))?;
         plan.set_entry(at, Some(inode), 0)?;
         return Ok(inode);
     };
@@ -52,7 +46,7 @@ pub(super) fn file(
     let version = fresh.take()?.max(version.saturating_add(1));
     plan.change(inode, |node| {
         node.modified_ns = ownership.modified_ns;
-        node.body = Body::File(Content { size: content.size, version, manifest });
+        node.body = Body::File(content(version));
     })?;
     Ok(inode)
 }

@@ -3,13 +3,13 @@
 use bytes::{Buf, BufMut, Bytes};
 use swarm_proto::{InodeNumber, ManifestDigest, PeerId, RequestId, SwarmId};
 
+use super::node::{NODE_LAYOUT, put_node, take_node};
 use super::{
     Answer, BodyNumber, Key, ManifestBody, ManifestHead, Record, RequestRecord, SeederRecord, Settings, Swarm,
     TreeNumber,
 };
-use crate::namespace::{Body, Content, Node};
 
-/// Version of every layout in this file.
+/// Version of every layout but an inode's.
 const LAYOUT: u8 = 1;
 
 /// Bytes that are no record.
@@ -19,11 +19,11 @@ pub enum SchemaError {
     #[error("a record of the catalog is damaged: {0}")]
     Malformed(&'static str),
     /// A value of a newer program.
-    #[error("a record of the catalog has layout {0}, this program reads {LAYOUT}: update it")]
+    #[error("a record of the catalog has layout {0}, which this program does not know: update it")]
     Layout(u8),
 }
 
-type Result<T> = std::result::Result<T, SchemaError>;
+pub(super) type Result<T> = std::result::Result<T, SchemaError>;
 
 const SHORT: SchemaError = SchemaError::Malformed("it ends too early");
 
@@ -116,7 +116,7 @@ impl Record {
         if let Self::Page(bytes) = self {
             return bytes.clone();
         }
-        let mut out = vec![LAYOUT];
+        let mut out = vec![if let Self::Node(_) = self { NODE_LAYOUT } else { LAYOUT }];
         match self {
             Self::Page(_) | Self::Mark => {}
             Self::Swarm(swarm) => {
@@ -164,15 +164,15 @@ impl Record {
             return Ok(Self::Page(value.clone()));
         }
         let mut rest = Fields(value);
-        match rest.u8()? {
-            LAYOUT => {}
-            other => return Err(SchemaError::Layout(other)),
+        let layout = rest.u8()?;
+        if layout != LAYOUT && !matches!(key, Key::Node(..)) {
+            return Err(SchemaError::Layout(layout));
         }
         let record = match key {
             Key::Swarm => Self::Swarm(Swarm { id: SwarmId::new(rest.array()?), tree: TreeNumber(rest.u32()?) }),
             Key::Numbers => Self::Numbers(rest.u64()?),
             Key::Settings => Self::Settings(Settings { replicas: rest.u32()?, min_replicas: rest.u32()? }),
-            Key::Node(..) => Self::Node(take_node(&mut rest)?),
+            Key::Node(..) => Self::Node(take_node(&mut rest, layout)?),
             Key::Entry(..) => Self::Entry(InodeNumber(rest.u64()?)),
             Key::Manifest(_) => Self::Manifest(take_head(&mut rest)?),
             Key::Upload(_) | Key::Import(_) => Self::Mark,
@@ -196,70 +196,6 @@ impl Record {
         rest.end()?;
         Ok(record)
     }
-}
-
-/// kind:u8 mode:u16 uid:u32 gid:u32 links:u32 modified:i64 changed:i64 created:i64, then of a
-/// file 1: size:u64 version:u64 digest:[u8;32] or nothing; directory 2: parent:u64; symlink 3: target;
-/// fifo 4, socket 5: nothing.
-pub(super) fn put_node(out: &mut Vec<u8>, node: &Node) {
-    out.push(match node.body {
-        Body::File(_) => 1,
-        Body::Directory { .. } => 2,
-        Body::Symlink { .. } => 3,
-        Body::Fifo => 4,
-        Body::Socket => 5,
-    });
-    out.put_u16_le(node.mode);
-    out.put_u32_le(node.uid);
-    out.put_u32_le(node.gid);
-    out.put_u32_le(node.links);
-    out.put_i64_le(node.modified_ns);
-    out.put_i64_le(node.changed_ns);
-    out.put_i64_le(node.created_ns);
-    match &node.body {
-        Body::File(content) => {
-            out.put_u64_le(content.size);
-            out.put_u64_le(content.version);
-            out.extend_from_slice(content.manifest.as_ref().map_or(&[][..], |digest| digest.as_bytes()));
-        }
-        Body::Directory { parent } => out.put_u64_le(parent.0),
-        Body::Symlink { target } => out.extend_from_slice(target),
-        Body::Fifo | Body::Socket => {}
-    }
-}
-
-pub(super) fn take_node(rest: &mut Fields<'_>) -> Result<Node> {
-    let kind = rest.u8()?;
-    let (mode, uid, gid, links) = (rest.u16()?, rest.u32()?, rest.u32()?, rest.u32()?);
-    let (modified_ns, changed_ns, created_ns) = (rest.i64()?, rest.i64()?, rest.i64()?);
-    if u32::from(mode) > crate::namespace::MODE_BITS {
-        return Err(SchemaError::Malformed("a mode above 07777"));
-    }
-    let body = match kind {
-        1 => {
-            let (size, version) = (rest.u64()?, rest.u64()?);
-            let manifest = match rest.0.is_empty() {
-                true => None,
-                false => Some(ManifestDigest::new(rest.array()?)),
-            };
-            if manifest.is_none() != (size == 0) {
-                return Err(SchemaError::Malformed("a file's size does not fit its manifest"));
-            }
-            Body::File(Content { size, version, manifest })
-        }
-        2 => Body::Directory { parent: InodeNumber(rest.u64()?) },
-        3 => {
-            let target = rest.take(rest.0.len())?;
-            if target.is_empty() || target.len() > crate::namespace::MAX_TARGET_BYTES || target.contains(&0) {
-                return Err(SchemaError::Malformed("a symlink's target breaks the rules"));
-            }
-            Body::Symlink { target: target.into() }
-        }
-        4 => Body::Fifo,
-        5 => Body::Socket,
-        _ => return Err(SchemaError::Malformed("an inode of an unknown kind")),
-    };
-    Ok(Node { mode, uid, gid, links, modified_ns, changed_ns, created_ns, body })
 }
 
 fn put_head(out: &mut Vec<u8>, head: &ManifestHead) {
@@ -316,13 +252,13 @@ impl<'a> Fields<'a> {
     number!(u32_be, get_u32, u32);
     number!(u64_be, get_u64, u64);
 
-    fn take(&mut self, length: usize) -> Result<&'a [u8]> {
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(SHORT)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(SHORT)?;
         self.0 = rest;
         Ok(*taken)

@@ -1,0 +1,387 @@
+//! Files that are open for writing: handles, writes, sizes.
+//!
+//! A file that is being written has one [`Unsaved`] on this mount, whichever handles it has: all of them read through
+//! it, so that a write is seen at once by everybody here. It goes when the last handle that writes is closed and all
+//! is saved.
+
+mod copy;
+mod reading;
+mod save;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use parking_lot::Mutex;
+use swarm_proto::{ByteRange, InodeNumber};
+use swarm_seeder::store::AckLevel;
+
+use super::changing::{Maker, now_ns};
+use super::content::{OpenContent, Version};
+use super::invalidation::Invalidation;
+use super::node::Node;
+use super::open_files::Opened;
+use super::{FileSystem, Found};
+use save::Saved;
+
+use crate::errno::{self, Errno};
+use crate::write::pieces::Source;
+use crate::write::spool::State;
+use crate::write::unsaved::{At, Base, Unsaved};
+use crate::write::{Outbox, Spool};
+
+/// Largest file: what `off_t` can say.
+const MOST_BYTES: u64 = i64::MAX as u64;
+
+/// What writing needs.
+pub struct Writing {
+    outbox: Arc<dyn Outbox>,
+    spool: Arc<Spool>,
+    swarm: String,
+    timeout: Duration,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    files: HashMap<InodeNumber, Arc<Written>>,
+    /// Handles that write.
+    handles: HashSet<u64>,
+}
+
+/// A file under way, and how what it is based on is read.
+pub(super) struct Written {
+    unsaved: Unsaved,
+    base: Mutex<Option<(u64, Arc<dyn OpenContent>)>>,
+}
+
+/// How a process named the file whose size it changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResizedBy {
+    /// ftruncate(2): it is saved when the handle is closed.
+    Handle,
+    /// truncate(2): it is saved at once.
+    Name,
+}
+
+/// What to do with a range of a file besides reading and writing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// Have it lie within the file.
+    Within,
+    /// Nothing but check that it could be: no room is set aside.
+    Nothing,
+    /// Make zeros of it, within the file as it is.
+    Punch,
+    /// Make zeros of it, and have it lie within the file.
+    Zero,
+}
+
+impl Writing {
+    /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
+    pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
+        Self { outbox, spool, swarm, timeout, open: Mutex::default() }
+    }
+
+    fn find(&self, inode: InodeNumber) -> Option<Arc<Written>> {
+        self.open.lock().files.get(&inode).cloned()
+    }
+}
+
+/// A version that is read through the daemon, whatever of it is in the cache.
+struct NeverPassed(Arc<dyn OpenContent>);
+
+impl OpenContent for NeverPassed {
+    fn read(
+        &self,
+        offset: u64,
+        length: u32,
+        deadline: Instant,
+    ) -> futures::future::BoxFuture<'_, Result<Bytes, Errno>> {
+        self.0.read(offset, length, deadline)
+    }
+
+    fn complete_file(&self) -> Option<Arc<std::fs::File>> {
+        None
+    }
+}
+
+impl Written {
+    /// Somebody opens it at this version.
+    pub(super) fn meet(&self, node: &Node, version: &Version) {
+        self.unsaved.meet(&base_of(node, version));
+    }
+}
+
+fn base_of(node: &Node, version: &Version) -> Base {
+    Base { version: node.version, digest: version.digest, manifest: version.manifest.clone() }
+}
+
+impl FileSystem {
+    fn writing(&self) -> Result<&Writing, Errno> {
+        self.writing.as_ref().ok_or(Errno::ROFS)
+    }
+
+    pub(super) fn written(&self, inode: InodeNumber) -> Option<Arc<Written>> {
+        self.writing.as_ref()?.find(inode)
+    }
+
+    /// Files that are open for writing or not saved yet.
+    pub fn unsaved_files(&self) -> usize {
+        self.writing.as_ref().map_or(0, |writing| writing.open.lock().files.len())
+    }
+
+    /// Open a file for writing, at the version that is current in the whole swarm unless this mount has unsaved
+    /// bytes of it.
+    pub async fn open_to_write(self: &Arc<Self>, inode: InodeNumber, truncate: bool) -> Result<Opened, Errno> {
+        self.writing()?;
+        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        let (node, version) = self.current(inode).await?;
+        let opened = self.enter(node.clone(), version)?;
+        if truncate && let Err(error) = self.cut(inode, 0) {
+            self.release(opened.handle);
+            return Err(error);
+        }
+        if truncate || opened.attributes_changed || shown.is_some_and(|shown| super::differ(&shown, &node)) {
+            self.forget_attributes_now(inode);
+        }
+        Ok(opened)
+    }
+
+    /// Make a file and open it for writing.
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: InodeNumber,
+        name: Bytes,
+        maker: Maker,
+    ) -> Result<(Found, Opened), Errno> {
+        self.writing()?;
+        let found = self.make_file(parent, name, maker).await?;
+        let node = found.node.clone().ok_or(Errno::IO)?;
+        let version = self.version_of(&node, None).await?;
+        let opened = self.enter(node, version)?;
+        Ok((found, opened))
+    }
+
+    fn enter(&self, node: Arc<Node>, version: Version) -> Result<Opened, Errno> {
+        let writing = self.writing()?;
+        let inode = node.inode;
+        let base = base_of(&node, &version);
+        let path = self.path_of(inode);
+        let written = {
+            let mut open = writing.open.lock();
+            let new = || {
+                let (swarm, spool) = (writing.swarm.clone(), writing.spool.clone());
+                let unsaved = Unsaved::new(inode, swarm, path, base.clone(), spool, writing.outbox.segment_bytes());
+                Arc::new(Written { unsaved, base: Mutex::new(None) })
+            };
+            let written = open.files.entry(inode).or_insert_with(new).clone();
+            written.unsaved.enter();
+            written
+        };
+        written.unsaved.meet(&base);
+        let content = Arc::new(NeverPassed(self.content.open(&version)));
+        let opened = self.open.open(node, version, content, |_| Err(std::io::ErrorKind::Unsupported.into()));
+        writing.open.lock().handles.insert(opened.handle);
+        self.counters.opens.with_label_values(&["writing"]).inc();
+        Ok(opened)
+    }
+
+    /// Write bytes to a file that is open for that.
+    ///
+    /// Errors: [`Errno::NOSPC`] if the spool's disk is full; nothing was written then.
+    /// Cost:   one copy into the page cache of the spool's disk, on the caller's thread.
+    pub fn write(self: &Arc<Self>, inode: InodeNumber, at: At, bytes: &[u8], offset: u64) -> Result<u32, Errno> {
+        let written = self.written(inode).ok_or(Errno::BADF)?;
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= MOST_BYTES);
+        end.ok_or(Errno::FBIG)?;
+        let done = written.unsaved.write(at, bytes, now_ns()).map_err(|error| spool_error(&error))?;
+        if done.range.start != offset {
+            // Somebody else had appended: the kernel put these bytes where it took the end to be.
+            self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
+        }
+        for range in done.filled {
+            self.send_early(&written, range);
+        }
+        self.counters.written_bytes.inc_by(bytes.len() as u64);
+        u32::try_from(bytes.len()).map_err(|_| Errno::INVAL)
+    }
+
+    fn send_early(&self, written: &Arc<Written>, range: ByteRange) {
+        let Some(writing) = &self.writing else { return };
+        let Ok(file) = written.unsaved.file() else { return };
+        let outbox = writing.outbox.clone();
+        let sending = self.tasks.spawn(async move { outbox.send(file.file().clone(), range).await.ok().map(Arc::new) });
+        written.unsaved.sends_early(range, async move { sending.await.ok().flatten() }.boxed().shared());
+    }
+
+    /// Change the size of a file: of one that is open for writing here, with its next save, otherwise at once.
+    pub async fn resize(self: &Arc<Self>, inode: InodeNumber, size: u64, by: ResizedBy) -> Result<(), Errno> {
+        if size > MOST_BYTES {
+            return Err(Errno::FBIG);
+        }
+        self.writing()?;
+        let opened = match self.written(inode) {
+            Some(_) => None,
+            None => {
+                let (node, version) = self.current(inode).await?;
+                Some(self.enter(node, version)?)
+            }
+        };
+        let outcome = async {
+            let written = self.written(inode).ok_or(Errno::STALE)?;
+            if written.unsaved.shape().size != size || by == ResizedBy::Handle {
+                self.cut(inode, size)?;
+            }
+            match by {
+                ResizedBy::Handle => Ok(()),
+                ResizedBy::Name => self.save(&written, AckLevel::Close).await.map(|_| ()),
+            }
+        };
+        let outcome = outcome.await;
+        if let Some(opened) = opened {
+            self.release(opened.handle);
+        }
+        outcome
+    }
+
+    fn cut(&self, inode: InodeNumber, size: u64) -> Result<(), Errno> {
+        let written = self.written(inode).ok_or(Errno::STALE)?;
+        written.unsaved.resize(size, now_ns()).map_err(|error| spool_error(&error))
+    }
+
+    /// fallocate(2) of a file that is open for writing.
+    pub fn reserve(&self, inode: InodeNumber, range: ByteRange, reserve: Reserve) -> Result<(), Errno> {
+        let written = self.written(inode).ok_or(Errno::BADF)?;
+        if range.end > MOST_BYTES {
+            return Err(Errno::FBIG);
+        }
+        let now = now_ns();
+        let size = written.unsaved.shape().size;
+        if matches!(reserve, Reserve::Punch | Reserve::Zero) {
+            written.unsaved.punch(range, now);
+        }
+        match matches!(reserve, Reserve::Within | Reserve::Zero) && range.end > size {
+            true => written.unsaved.resize(range.end, now).map_err(|error| spool_error(&error)),
+            false => Ok(()),
+        }
+    }
+
+    /// A handle is being closed: save what is unsaved.
+    pub async fn flush(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
+        match self.written(inode) {
+            Some(written) => self.save(&written, AckLevel::Close).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// fsync(2): save what is unsaved, so that it survives a power cut.
+    pub async fn sync(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
+        match self.written(inode) {
+            Some(written) => {
+                self.save(&written, AckLevel::Fsync).await?;
+                self.raise(&written).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// After a handle that writes was closed: what mmap(2) wrote since is saved, then the file is let go.
+    pub(super) fn leave(self: &Arc<Self>, handle: u64, inode: InodeNumber) {
+        let Some(writing) = &self.writing else { return };
+        if !writing.open.lock().handles.remove(&handle) {
+            return;
+        }
+        let Some(written) = writing.find(inode) else { return };
+        if written.unsaved.leave() > 0 {
+            return;
+        }
+        if !written.unsaved.is_dirty() {
+            return self.let_go(&written, Saved::Here);
+        }
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let saved = match this.save(&written, AckLevel::Close).await {
+                Ok(saved) => saved,
+                Err(error) => {
+                    this.keep(&written, error).await;
+                    Saved::Here
+                }
+            };
+            this.let_go(&written, saved);
+        });
+    }
+
+    /// Forget a file that nobody writes any more, unless something is unsaved again.
+    fn let_go(&self, written: &Arc<Written>, saved: Saved) {
+        let Some(writing) = &self.writing else { return };
+        let mut open = writing.open.lock();
+        if written.unsaved.writers() == 0 && (saved == Saved::Nameless || !written.unsaved.is_dirty()) {
+            open.files.remove(&written.unsaved.inode());
+        }
+    }
+
+    /// What could not be saved waits for a person, and the file is again as the swarm has it.
+    async fn keep(&self, written: &Arc<Written>, error: Errno) {
+        let unsaved = &written.unsaved;
+        let _turn = unsaved.saving.lock().await;
+        let note = unsaved.note(State::Failed, Some(errno::words(error)));
+        match (note, unsaved.take_file()) {
+            (Some(note), Some(file)) => match file.keep(&note) {
+                Ok(()) => tracing::error!(
+                    path = note.path,
+                    number = note.number,
+                    folder = %self.writing.as_ref().map(|w| w.spool.folder().display().to_string()).unwrap_or_default(),
+                    %error,
+                    "a file could not be saved: its bytes are kept, `swarmfs spool` lists, retries and discards them"
+                ),
+                Err(failed) => tracing::error!(%error, %failed, "a file could not be saved, nor a note of it be kept"),
+            },
+            _ => tracing::error!(%error, inode = %unsaved.inode(), "a change of size could not be saved"),
+        }
+        unsaved.give_up(unsaved.base());
+        self.invalidations.send([Invalidation::Content(unsaved.inode()), Invalidation::Attributes(unsaved.inode())]);
+    }
+
+    /// Times of a file that is not saved yet; they go with its save. False: nothing of it is unsaved.
+    pub(super) fn set_times_of_unsaved(
+        &self,
+        inode: InodeNumber,
+        modified_ns: Option<i64>,
+        accessed_ns: Option<i64>,
+    ) -> bool {
+        let some = modified_ns.is_some() || accessed_ns.is_some();
+        some && self.written(inode).is_some_and(|written| written.unsaved.set_times(modified_ns, accessed_ns, now_ns()))
+    }
+
+    /// An inode as processes of this mount see it while it is being written.
+    pub(super) fn as_written(&self, node: Arc<Node>) -> Arc<Node> {
+        let Some(written) = self.written(node.inode) else { return node };
+        if !written.unsaved.is_dirty() {
+            return node;
+        }
+        let shape = written.unsaved.shape();
+        Arc::new(Node {
+            size: shape.size,
+            allocated: shape.allocated,
+            modified_ns: shape.modified_ns.unwrap_or(node.modified_ns),
+            changed_ns: shape.changed_ns.map_or(node.changed_ns, |changed| changed.max(node.changed_ns)),
+            accessed_ns: shape.accessed_ns.unwrap_or(node.accessed_ns),
+            ..(*node).clone()
+        })
+    }
+}
+
+/// What a failure of the spool's disk means to a writer.
+fn spool_error(error: &std::io::Error) -> Errno {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Errno::NOSPC,
+        std::io::ErrorKind::FileTooLarge => Errno::FBIG,
+        _ => {
+            tracing::error!(%error, "write to the spool");
+            Errno::IO
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Reading a file that is being written: from the spool what was written here, from the swarm the rest.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use swarm_proto::{ByteRange, Extent};
+
+use super::{FileSystem, Source, Written, spool_error};
+use crate::errno::Errno;
+use crate::fs::content::{OpenContent, Version};
+use crate::fs::reading::Whence;
+use crate::write::pieces::slices;
+use crate::write::unsaved::Base;
+
+impl FileSystem {
+    /// Bytes of a file under way; fewer than asked for only at its end.
+    pub(in crate::fs) async fn read_written(
+        &self,
+        written: &Written,
+        range: ByteRange,
+        deadline: Instant,
+    ) -> Result<Bytes, Errno> {
+        let (plan, base, file) = written.unsaved.plan(range);
+        let mut all = BytesMut::new();
+        let single = plan.len() == 1;
+        for (range, source) in plan {
+            let bytes = match (source, &file) {
+                (Source::Spool, Some(file)) => file.read(range).map_err(|error| spool_error(&error))?,
+                (Source::Spool, None) => return Err(Errno::IO),
+                (Source::Hole, _) => zeros(range.len())?,
+                (Source::Base, _) => self.read_base(written, &base, range, deadline).await?,
+            };
+            if single {
+                return Ok(bytes);
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.freeze())
+    }
+
+    async fn read_base(
+        &self,
+        written: &Written,
+        base: &Base,
+        range: ByteRange,
+        deadline: Instant,
+    ) -> Result<Bytes, Errno> {
+        let content = written.content(base, |version| self.content.open(version));
+        let length = u32::try_from(range.len()).map_err(|_| Errno::INVAL)?;
+        let bytes = content.read(range.start, length, deadline).await?;
+        match bytes.len() as u64 == range.len() {
+            true => Ok(bytes),
+            false => Err(Errno::IO),
+        }
+    }
+
+    /// The next data or hole of a file under way from `offset` on.
+    pub(in crate::fs) fn seek_written(&self, written: &Written, offset: u64, whence: Whence) -> Option<u64> {
+        let size = written.unsaved.shape().size;
+        if offset >= size {
+            return None;
+        }
+        let (plan, base, _) = written.unsaved.plan(ByteRange { start: offset, end: size });
+        let mut at = offset;
+        for (range, source) in plan {
+            let extents: Vec<Extent> = match source {
+                Source::Hole => vec![Extent::Hole { length: range.len() }],
+                Source::Spool if whence == Whence::Data => return Some(at),
+                Source::Spool => {
+                    at = range.end;
+                    continue;
+                }
+                Source::Base => slices(&base.manifest, range).collect(),
+            };
+            for extent in extents {
+                if matches!(extent, Extent::Data { .. }) == (whence == Whence::Data) {
+                    return Some(at);
+                }
+                at += extent.length();
+            }
+        }
+        // The end of a file is a hole.
+        (whence == Whence::Hole).then_some(size)
+    }
+}
+
+impl Written {
+    /// What the file is based on, opened once.
+    fn content(&self, base: &Base, open: impl FnOnce(&Version) -> Arc<dyn OpenContent>) -> Arc<dyn OpenContent> {
+        let mut opened = self.base.lock();
+        match &*opened {
+            Some((version, content)) if *version == base.version => content.clone(),
+            _ => {
+                let content = open(&Version { digest: base.digest, manifest: base.manifest.clone() });
+                *opened = Some((base.version, content.clone()));
+                content
+            }
+        }
+    }
+}
+
+fn zeros(length: u64) -> Result<Bytes, Errno> {
+    Ok(vec![0; usize::try_from(length).map_err(|_| Errno::INVAL)?].into())
+}

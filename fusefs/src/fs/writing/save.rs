@@ -1,0 +1,371 @@
+//! Saving a file: send what the swarm lacks, commit a manifest of all of it, and what to do if somebody was faster.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use swarm_proto::v1::operation::Operation;
+use swarm_proto::{ByteRange, Fault, InodeNumber, Manifest, SegmentId, v1};
+use swarm_seeder::store::AckLevel;
+use swarm_seeder::swarm::upload::UploadError;
+
+use super::{FileSystem, Writing, Written, base_of, spool_error};
+use crate::errno::{self, Errno};
+use crate::fs::changing::now_ns;
+use crate::fs::content::Version;
+use crate::fs::known::{Becomes, Touched};
+use crate::fs::node::Node;
+use crate::fs::own_change::Answered;
+use crate::write::outbox::Delivered;
+use crate::write::pieces::Sent;
+use crate::write::spool::State;
+use crate::write::unsaved::{Base, Save};
+
+/// Stretches of one file on their way at a time.
+const AT_ONCE: usize = 32;
+/// How often a file is sent whose segments were lost, or that changed, before its commit.
+const ATTEMPTS: u32 = 8;
+/// Pauses while nobody answers.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How a save ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Saved {
+    /// The swarm has it.
+    Here,
+    /// The file has no name any more: what was written to it goes with its last handle.
+    Nameless,
+}
+
+/// Why a save did not come to its end.
+pub(super) enum Setback {
+    /// Begin again: what was sent is not held any more, or the file changed under our eyes.
+    Again,
+    /// Somebody else has saved another version: this one.
+    Raced(Arc<Node>),
+    /// It failed.
+    Failed(Errno),
+}
+
+impl FileSystem {
+    /// Save what is unsaved; nothing to do is no work.
+    ///
+    /// Errors: [`Errno::STALE`] if another mount was faster: its version stays, and a conflict copy has ours;
+    ///         [`Errno::NOSPC`], [`Errno::IO`], [`Errno::TIMEDOUT`]: it stays unsaved.
+    pub(super) async fn save(self: &Arc<Self>, written: &Arc<Written>, level: AckLevel) -> Result<Saved, Errno> {
+        let writing = self.writing()?;
+        let unsaved = &written.unsaved;
+        // Whoever saves it now ends by its own timeouts; several of them may come one after the other.
+        let turn = tokio::time::timeout(writing.timeout * 2, unsaved.saving.lock());
+        let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
+        for _ in 0..ATTEMPTS {
+            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Here) };
+            let inode = unsaved.inode();
+            let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+            if node.as_ref().is_some_and(|node| node.links == 0) {
+                return Ok(Saved::Nameless);
+            }
+            if let (Some(file), Some(note)) = (&save.file, unsaved.note(State::Saving, None)) {
+                file.saving(note).map_err(|error| spool_error(&error))?;
+            }
+            match self.try_save(writing, written, &save, level).await {
+                Ok(()) => return Ok(Saved::Here),
+                Err(Setback::Again) => {}
+                Err(Setback::Failed(error)) => return Err(error),
+                Err(Setback::Raced(winner)) => {
+                    let version = self.version_of(&winner, None).await?;
+                    let base = base_of(&winner, &version);
+                    if !save.appended {
+                        self.lose(writing, written, &save, base).await?;
+                        return Err(Errno::STALE);
+                    }
+                    unsaved.rebase(base).map_err(|error| spool_error(&error))?;
+                    self.show_anew(inode);
+                }
+            }
+        }
+        tracing::error!(inode = %unsaved.inode(), "save a file: it changes, or its segments are lost, again and again");
+        Err(Errno::IO)
+    }
+
+    async fn try_save(
+        self: &Arc<Self>,
+        writing: &Writing,
+        written: &Written,
+        save: &Save,
+        level: AckLevel,
+    ) -> Result<(), Setback> {
+        let (manifest, ids, _leases) = deliver(writing, save).await?;
+        if level == AckLevel::Fsync && !writing.outbox.sync(ids.clone()).await.is_empty() {
+            writing.outbox.forget(&ids);
+            return Err(Setback::Again);
+        }
+        let change = v1::WriteFile {
+            inode: written.unsaved.inode().0,
+            modified_ns: save.modified_ns,
+            changed_ns: save.changed_ns,
+            accessed_ns: save.accessed_ns,
+            acknowledged: writing.outbox.acknowledged(&ids),
+            ..v1::WriteFile::default()
+        };
+        let base = self.replace(writing, &save.base, manifest, change, level).await;
+        let base = base.inspect_err(|setback| {
+            if matches!(setback, Setback::Again) {
+                writing.outbox.forget(&ids);
+            }
+        })?;
+        written.unsaved.settle(save.stamp, base);
+        Ok(())
+    }
+
+    /// Commit another version of a file; `change` has all but its content.
+    pub(super) async fn replace(
+        self: &Arc<Self>,
+        writing: &Writing,
+        base: &Base,
+        manifest: Manifest,
+        change: v1::WriteFile,
+        level: AckLevel,
+    ) -> Result<Base, Setback> {
+        let manifest = Arc::new(manifest);
+        let digest = (manifest.size() > 0).then(|| manifest.digest());
+        let content = self.offer(&manifest).await.map_err(Setback::Failed)?;
+        let (inode, modified_ns) = (change.inode, change.modified_ns);
+        let change = v1::WriteFile { base_version: base.version, size: manifest.size(), content, ..change };
+        let touched = Touched { names: Vec::new(), inodes: vec![InodeNumber(inode)] };
+        let answered = self.commit(writing, level, touched, Operation::WriteFile(change)).await;
+        let answered = answered.map_err(Setback::Failed)?;
+        // A version that is the very one that was to be saved: it was done, and its answer was lost.
+        let is_ours =
+            |node: &Node| node.version > base.version && node.content == digest && node.modified_ns == modified_ns;
+        let node = match (answered.refusal(), answered.node()) {
+            (None, Some(node)) => node,
+            (Some(refusal), Some(node)) if refusal.fault == Fault::Stale && is_ours(&node) => node,
+            (Some(refusal), Some(node)) if refusal.fault == Fault::Stale => return Err(Setback::Raced(node)),
+            (Some(refusal), _) if refusal.fault == Fault::SendAgain => return Err(Setback::Again),
+            (Some(refusal), _) => {
+                tracing::error!(%refusal, inode, "save a file");
+                return Err(Setback::Failed(errno::of_fault(refusal.fault)));
+            }
+            (None, None) => return Err(Setback::Failed(Errno::PROTO)),
+        };
+        let version = Version { digest, manifest };
+        self.remember_version(&version);
+        answered.conclude(&[]);
+        self.open.saved(node.clone(), version.clone(), base.version);
+        Ok(base_of(&node, &version))
+    }
+
+    /// What a commit carries of a manifest.
+    async fn offer(&self, manifest: &Arc<Manifest>) -> Result<Option<v1::write_file::Content>, Errno> {
+        match manifest.size() {
+            0 => Ok(None),
+            _ => {
+                let offered = self.catalog.offer_manifest(manifest.clone()).await;
+                offered.map(Some).map_err(|error| errno::of_tracker(&error))
+            }
+        }
+    }
+
+    /// Put a change to the catalog until it answers.
+    async fn commit(
+        &self,
+        writing: &Writing,
+        level: AckLevel,
+        touched: Touched,
+        operation: Operation,
+    ) -> Result<Answered<'_>, Errno> {
+        let deadline = Instant::now() + writing.timeout;
+        let mut pause = PAUSES.0;
+        loop {
+            match self.ask_change(touched.clone(), level, operation.clone()).await {
+                Err(Errno::TIMEDOUT) if Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Another mount's version stays; ours becomes a file beside it.
+    async fn lose(
+        self: &Arc<Self>,
+        writing: &Writing,
+        written: &Written,
+        save: &Save,
+        winner: Base,
+    ) -> Result<(), Errno> {
+        let inode = written.unsaved.inode();
+        self.write_conflict_copy(writing, inode, save).await?;
+        written.unsaved.give_up(winner);
+        self.show_anew(inode);
+        Ok(())
+    }
+
+    async fn write_conflict_copy(
+        self: &Arc<Self>,
+        writing: &Writing,
+        inode: InodeNumber,
+        save: &Save,
+    ) -> Result<(), Errno> {
+        let (manifest, ids, _leases) = match deliver(writing, save).await {
+            Ok(delivered) => delivered,
+            Err(Setback::Failed(error)) => return Err(error),
+            Err(_) => return Err(Errno::IO),
+        };
+        let manifest = Arc::new(manifest);
+        let content = self.offer(&manifest).await?.map(|content| match content {
+            v1::write_file::Content::Manifest(encoded) => v1::publish_file::Content::Manifest(encoded),
+            v1::write_file::Content::ManifestDigest(digest) => v1::publish_file::Content::ManifestDigest(digest),
+        });
+        let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node).ok_or(Errno::STALE)?;
+        let (parent, name) = self.place_of(inode).unwrap_or((self.config.root, format!("inode-{inode}").into()));
+        let stamp = now_ns() / 1_000_000;
+        for number in 0..ATTEMPTS {
+            let name = conflict_name(&name, &hostname(), stamp + i64::from(number));
+            let publish = v1::PublishFile {
+                parent: parent.0,
+                name: name.clone().into(),
+                ownership: Some(v1::Ownership {
+                    mode: node.mode.into(),
+                    uid: node.uid,
+                    gid: node.gid,
+                    modified_ns: save.modified_ns,
+                    inherit: false,
+                }),
+                size: manifest.size(),
+                if_exists: v1::IfExists::Fail.into(),
+                base_version: 0,
+                acknowledged: writing.outbox.acknowledged(&ids),
+                content: content.clone(),
+            };
+            let touched = Touched { names: vec![(parent, name.clone().into())], inodes: Vec::new() };
+            let answered = self.commit(writing, AckLevel::Close, touched, Operation::PublishFile(publish)).await?;
+            match answered.refusal() {
+                None => {
+                    let made = answered.node().map_or(Becomes::Unknown, Becomes::Names);
+                    answered.conclude(&[made]);
+                    let shown = String::from_utf8_lossy(&name).into_owned();
+                    tracing::warn!(copy = shown, %inode, "two wrote one file: what was written here is beside it");
+                    return Ok(());
+                }
+                Some(refusal) if refusal.fault == Fault::Exists => {}
+                Some(refusal) => {
+                    tracing::error!(%refusal, %inode, "write a conflict copy");
+                    return Err(errno::of_fault(refusal.fault));
+                }
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    /// All that was saved of this file survives a power cut from now on.
+    pub(in crate::fs) async fn raise(&self, written: &Written) -> Result<(), Errno> {
+        let writing = self.writing()?;
+        let base = written.unsaved.base();
+        let ids: HashSet<SegmentId> = base.manifest.segments().map(|segment| segment.id).collect();
+        // Of what this mount did not send itself, the disks followed within a second.
+        writing.outbox.sync(ids.into_iter().collect()).await;
+        Ok(())
+    }
+
+    /// Where the end of a file moved, or its bytes are others than the kernel has.
+    pub(super) fn show_anew(&self, inode: InodeNumber) {
+        use crate::fs::invalidation::Invalidation;
+        self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
+    }
+}
+
+/// Send what is unsaved; the manifest of the whole file, and what keeps its segments until the commit.
+async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<SegmentId>, Vec<Arc<Delivered>>), Setback> {
+    let mut sent = Sent::default();
+    let mut leases: Vec<Arc<Delivered>> = Vec::new();
+    if let Some(file) = &save.file {
+        let mut stretches: Vec<ByteRange> = Vec::new();
+        for range in save.pieces.unsaved_in_spool() {
+            let mut at = range.start;
+            for (start, early) in save.early.range(range.start..range.end) {
+                // None: it failed; it is sent anew.
+                let Some(delivered) = early.clone().await else { continue };
+                let window = ByteRange::at(*start, delivered.extents.iter().map(swarm_proto::Extent::length).sum());
+                if window.end > range.end || window.start < at {
+                    continue;
+                }
+                if at < window.start {
+                    stretches.push(ByteRange { start: at, end: window.start });
+                }
+                at = window.end;
+                sent.add(window.start, delivered.extents.iter().copied());
+                leases.push(delivered);
+            }
+            if at < range.end {
+                stretches.push(ByteRange { start: at, end: range.end });
+            }
+        }
+        let file = file.file();
+        let sends = stretches.into_iter().map(|range| async move {
+            let delivered = writing.outbox.send(file.clone(), range).await?;
+            Ok::<_, UploadError>((range.start, Arc::new(delivered)))
+        });
+        let sends: Vec<_> =
+            futures::stream::iter(sends).buffer_unordered(AT_ONCE).try_collect().await.map_err(setback)?;
+        for (start, delivered) in sends {
+            sent.add(start, delivered.extents.iter().copied());
+            leases.push(delivered);
+        }
+    }
+    let extents = save.pieces.extents(&save.base.manifest, &sent).ok_or(Setback::Again)?;
+    let manifest = Manifest::new(extents).map_err(|error| {
+        tracing::error!(%error, "save a file");
+        Setback::Failed(Errno::FBIG)
+    })?;
+    let mut seen = HashSet::new();
+    let fresh = leases.iter().flat_map(|delivered| &delivered.extents);
+    let ids = fresh.filter_map(|extent| match extent {
+        swarm_proto::Extent::Data { segment, .. } if seen.insert(segment.id) => Some(segment.id),
+        _ => None,
+    });
+    let ids = ids.collect();
+    Ok((manifest, ids, leases))
+}
+
+fn setback(error: UploadError) -> Setback {
+    match &error {
+        // It was cut while it was read.
+        UploadError::Read(read) if read.kind() == std::io::ErrorKind::UnexpectedEof => return Setback::Again,
+        UploadError::Changing => return Setback::Again,
+        _ => tracing::error!(%error, "send a file to seeders"),
+    }
+    Setback::Failed(match error {
+        UploadError::Full { .. } => Errno::NOSPC,
+        UploadError::TooLarge(_) => Errno::FBIG,
+        UploadError::Tracker(error) => errno::of_tracker(&error),
+        _ => Errno::IO,
+    })
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// `report.txt` → `report.txt.conflict-HOST-MILLISECONDS`, at most 255 bytes.
+fn conflict_name(name: &[u8], host: &str, stamp: i64) -> Vec<u8> {
+    const MOST: usize = 255;
+    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    let tail = format!(".conflict-{host}-{stamp}");
+    let kept = name.len().min(MOST - tail.len());
+    [&name[..kept], tail.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conflict_copies_have_names_that_fit() {
+        assert_eq!(conflict_name(b"a.txt", "desk.home", 7), b"a.txt.conflict-deskhome-7");
+        assert_eq!(conflict_name(&[b'x'; 255], &"h".repeat(200), i64::MAX).len(), 255);
+    }
+}

@@ -1,0 +1,149 @@
+//! Decodes and answers what changes the content of files.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite, Request};
+use swarm_proto::ByteRange;
+
+use super::changing::{is_status, maker};
+use super::convert::{GENERATION, errno};
+use super::{Operations, id_of, status_file};
+use crate::errno::Errno;
+use crate::fs::open_files::{Mode, Opened};
+use crate::fs::{FileSystem, Reserve};
+use crate::write::unsaved::At;
+
+/// A save goes on as long as it gets on: each of its waits has an end of its own.
+pub(super) const SAVE_LIMIT: Duration = Duration::from_secs(24 * 3_600);
+
+/// Flags of open(2).
+mod flag {
+    pub(super) const TRUNCATE: i32 = 0o1_000;
+    pub(super) const APPEND: i32 = 0o2_000;
+}
+
+/// Flags of fallocate(2).
+mod allocate {
+    pub(super) const KEEP_SIZE: i32 = 1;
+    pub(super) const PUNCH_HOLE: i32 = 2;
+    pub(super) const ZERO_RANGE: i32 = 16;
+}
+
+impl Operations {
+    pub(super) fn open_to_write(&self, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if inode == status_file::INODE {
+            return reply.error(fuser::Errno::EPERM);
+        }
+        let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
+        let truncate = flags.0 & flag::TRUNCATE != 0;
+        let work = async move { fs.open_to_write(inode, truncate).await };
+        self.answer("open", self.metadata_limit() * 2, work, |opened| match opened {
+            Err(error) => reply.error(error),
+            Ok(Opened { handle, mode, .. }) => match mode {
+                Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), keep(keep_pages)),
+                Mode::Direct(backing) | Mode::Passthrough(backing) => {
+                    reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
+                }
+            },
+        });
+    }
+
+    pub(super) fn create_file(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, reply: ReplyCreate) {
+        if is_status(parent, name) {
+            return reply.error(fuser::Errno::EPERM);
+        }
+        let (numbers, fs) = (self.numbers, self.fs.clone());
+        let (maker, (parent, name)) = (maker(request, mode), self.place(parent, name));
+        let work = async move { fs.create(parent, name, maker).await };
+        self.answer("create", self.metadata_limit(), work, move |made| match made {
+            Err(error) => reply.error(error),
+            Ok((found, opened)) => match (found.node, opened.mode) {
+                (Some(node), Mode::Cached { keep_pages }) => {
+                    let attributes = numbers.attributes(&node);
+                    reply.created(&found.keep, &attributes, GENERATION, FileHandle(opened.handle), keep(keep_pages));
+                }
+                // Nobody else has opened what was made just now.
+                _ => reply.error(fuser::Errno::EIO),
+            },
+        });
+    }
+
+    pub(super) fn write_bytes(&self, inode: INodeNo, offset: u64, bytes: &[u8], flags: OpenFlags, reply: ReplyWrite) {
+        let inode = self.numbers.to_catalog(inode);
+        let at = if flags.0 & flag::APPEND != 0 { At::End } else { At::Offset(offset) };
+        // On this thread: the bytes lie in its buffer, and the spool's disk takes them as fast as a copy would.
+        let done = {
+            let _within = self.runtime.enter();
+            self.fs.write(inode, at, bytes, offset)
+        };
+        match done {
+            Ok(written) => reply.written(written),
+            Err(error) => {
+                self.fs.counters().failures.with_label_values(&["write"]).inc();
+                reply.error(errno(error));
+            }
+        }
+    }
+
+    pub(super) fn flush_file(&self, inode: INodeNo, reply: ReplyEmpty) {
+        let inode = self.numbers.to_catalog(inode);
+        self.save("flush", reply, async move |fs| fs.flush(inode).await);
+    }
+
+    pub(super) fn sync_file(&self, inode: INodeNo, reply: ReplyEmpty) {
+        let inode = self.numbers.to_catalog(inode);
+        self.save("fsync", reply, async move |fs| fs.sync(inode).await);
+    }
+
+    fn save<F>(
+        &self,
+        operation: &'static str,
+        reply: ReplyEmpty,
+        how: impl FnOnce(Arc<FileSystem>) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), Errno>> + Send + 'static,
+    {
+        let work = how(self.fs.clone());
+        self.answer_at_once(operation, SAVE_LIMIT, work, |done| match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    pub(super) fn allocate(&self, inode: INodeNo, range: (u64, u64), mode: i32, reply: ReplyEmpty) {
+        let reserve = match mode {
+            0 => Reserve::Within,
+            allocate::KEEP_SIZE => Reserve::Nothing,
+            mode if mode == allocate::PUNCH_HOLE | allocate::KEEP_SIZE => Reserve::Punch,
+            allocate::ZERO_RANGE => Reserve::Zero,
+            mode if mode == allocate::ZERO_RANGE | allocate::KEEP_SIZE => Reserve::Punch,
+            _ => return reply.error(fuser::Errno::EOPNOTSUPP),
+        };
+        let Some(end) = range.0.checked_add(range.1) else { return reply.error(fuser::Errno::EFBIG) };
+        let range = ByteRange { start: range.0, end };
+        match self.fs.reserve(self.numbers.to_catalog(inode), range, reserve) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    pub(super) fn copy_range(&self, from: (INodeNo, u64), to: (INodeNo, u64), length: u64, reply: ReplyWrite) {
+        /// Most bytes of one answer, which counts in 32 bits; a multiple of any block.
+        const MOST: u64 = 1 << 31;
+        let (fs, numbers) = (self.fs.clone(), self.numbers);
+        let work = async move {
+            let (from, to) = ((numbers.to_catalog(from.0), from.1), (numbers.to_catalog(to.0), to.1));
+            fs.copy_range(from, to, length.min(MOST)).await
+        };
+        self.answer("copy_file_range", SAVE_LIMIT, work, |copied| match copied {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(error),
+        });
+    }
+}
+
+fn keep(pages: bool) -> FopenFlags {
+    if pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+}

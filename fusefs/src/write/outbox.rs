@@ -1,0 +1,65 @@
+//! The seam between files that are written and what sends their bytes to seeders.
+
+use std::any::Any;
+use std::fs::File;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use swarm_proto::{ByteRange, Extent, SegmentId, v1};
+use swarm_seeder::swarm::upload::{UploadError, Uploader, upload_range};
+
+/// Segments of one commit whose holders it names; what came earlier, the seeders have announced long since.
+const MOST_ACKNOWLEDGED: usize = 65_536;
+
+/// A range of a file that enough seeders hold.
+pub struct Delivered {
+    /// Its bytes.
+    pub extents: Vec<Extent>,
+    /// Bytes that had to be sent.
+    pub sent_bytes: u64,
+    /// Has them kept until dropped: hold it until the commit was answered.
+    pub lease: Box<dyn Any + Send + Sync>,
+}
+
+/// Sends bytes to seeders.
+pub trait Outbox: Send + Sync + 'static {
+    /// Length at which files are cut.
+    fn segment_bytes(&self) -> u64;
+    /// Have seeders hold a range of a file, at the close level.
+    ///
+    /// Errors: after a time without progress.
+    fn send(&self, file: Arc<File>, range: ByteRange) -> BoxFuture<'_, Result<Delivered, UploadError>>;
+    /// Raise what seeders hold of these to the fsync level; those that too few hold at it.
+    fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>>;
+    /// Who stands for which of these.
+    fn acknowledged(&self, ids: &[SegmentId]) -> Vec<v1::Acknowledged>;
+    /// The tracker does not believe that these are held.
+    fn forget(&self, ids: &[SegmentId]);
+}
+
+impl Outbox for Uploader {
+    fn segment_bytes(&self) -> u64 {
+        self.config().segment_bytes.into()
+    }
+
+    fn send(&self, file: Arc<File>, range: ByteRange) -> BoxFuture<'_, Result<Delivered, UploadError>> {
+        async move {
+            let (extents, leases, sent_bytes) = upload_range(self, &file, range).await?;
+            Ok(Delivered { extents, sent_bytes, lease: Box::new(leases) })
+        }
+        .boxed()
+    }
+
+    fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>> {
+        async move { Uploader::sync(self, &ids).await }.boxed()
+    }
+
+    fn acknowledged(&self, ids: &[SegmentId]) -> Vec<v1::Acknowledged> {
+        Uploader::acknowledged(self, ids, MOST_ACKNOWLEDGED)
+    }
+
+    fn forget(&self, ids: &[SegmentId]) {
+        Uploader::forget(self, ids);
+    }
+}

@@ -1,0 +1,238 @@
+//! The files on this machine in which unsaved bytes lie, and the journal that tells of them.
+//!
+//! ```text
+//! FOLDER/journal   a line of JSON for each event: a file is begun, being saved, done
+//! FOLDER/N.data    the bytes of file N, at their own offsets
+//! FOLDER/N.json    what is left of file N, which could not be saved: one Note
+//! ```
+//!
+//! Invariants: a data file is removed only when what it held is saved or was given up by a person; the journal names
+//! every data file before it gets its first byte; a line that was cut short by a crash is no line.
+
+mod journal;
+mod note;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatvfs, seek};
+use rustix::io::Errno;
+use swarm_proto::ByteRange;
+
+pub use journal::Event;
+use journal::Journal;
+pub use note::{Note, State};
+
+/// Number of a file of the spool; never used twice in one folder.
+pub type SpoolNumber = u64;
+
+/// A folder for unsaved bytes, used by one mount at a time: the lock of its cache guards it.
+pub struct Spool {
+    folder: PathBuf,
+    journal: Journal,
+    next: AtomicU64,
+    /// Bytes of the disk that are left free.
+    floor: u64,
+}
+
+/// One file's unsaved bytes; gone when dropped, unless they are kept.
+pub struct SpoolFile {
+    number: SpoolNumber,
+    file: Arc<File>,
+    spool: Arc<Spool>,
+    kept: AtomicBool,
+}
+
+impl Spool {
+    /// Open the folder, made if there is none; and what an earlier process left in it.
+    ///
+    /// Shape: `floor`: bytes of its disk that are never used.
+    pub fn open(folder: &Path, floor: u64) -> io::Result<(Arc<Self>, Vec<Note>)> {
+        std::fs::create_dir_all(folder)?;
+        let left = note::left_in(folder)?;
+        for note in &left {
+            // From now on a note tells of it: the journal begins anew.
+            note.write(folder)?;
+        }
+        let journal = Journal::begin(&folder.join(journal::NAME))?;
+        let most = note::all(folder)?.iter().map(|note| note.number).max().unwrap_or(0);
+        for path in note::strays(folder)? {
+            tracing::warn!(path = %path.display(), "a file of the spool that nothing tells of is kept as it is");
+        }
+        let spool = Self { folder: folder.to_owned(), journal, next: AtomicU64::new(most + 1), floor };
+        Ok((Arc::new(spool), left))
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What could not be saved and waits for a person.
+    pub fn kept(&self) -> io::Result<Vec<Note>> {
+        note::all(&self.folder)
+    }
+
+    /// Begin a file. `note` tells what it belongs to.
+    pub fn begin(self: &Arc<Self>, note: impl FnOnce(SpoolNumber) -> Note) -> io::Result<SpoolFile> {
+        let (number, file) = loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            match OpenOptions::new().read(true).write(true).create_new(true).open(self.data_path(number)) {
+                Ok(file) => break (number, file),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let file = SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(false) };
+        self.journal.tell(&Event::Begun(note(number)))?;
+        Ok(file)
+    }
+
+    /// Open what is left of a file.
+    pub fn reopen(self: &Arc<Self>, number: SpoolNumber) -> io::Result<SpoolFile> {
+        let file = OpenOptions::new().read(true).write(true).open(self.data_path(number))?;
+        Ok(SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(true) })
+    }
+
+    /// Give up what is left of a file.
+    pub fn discard(&self, number: SpoolNumber) -> io::Result<()> {
+        note::remove(&self.folder, number)
+    }
+
+    fn data_path(&self, number: SpoolNumber) -> PathBuf {
+        self.folder.join(format!("{number}.data"))
+    }
+}
+
+impl SpoolFile {
+    /// Its number.
+    pub fn number(&self) -> SpoolNumber {
+        self.number
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Write bytes at their offset.
+    ///
+    /// Errors: `StorageFull` also if the disk would fall below its floor.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Whether so many more bytes leave the disk its floor.
+    pub fn check_room(&self, bytes: u64) -> io::Result<()> {
+        let disk = fstatvfs(&self.file)?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.spool.floor.saturating_add(bytes) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    /// Bytes that were written; zeros where nothing was.
+    pub fn read(&self, range: ByteRange) -> io::Result<Bytes> {
+        let mut bytes = vec![0; usize::try_from(range.len()).map_err(io::Error::other)?];
+        let mut at = 0;
+        while at < bytes.len() {
+            match self.file.read_at(&mut bytes[at..], range.start + at as u64) {
+                Ok(0) => break,
+                Ok(read) => at += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes.into())
+    }
+
+    /// Where there is data.
+    pub fn stretches(&self) -> io::Result<Vec<ByteRange>> {
+        let size = self.file.metadata()?.len();
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < size {
+            let start = match seek(&*self.file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = seek(&*self.file, SeekFrom::Hole(start))?.min(size);
+            found.push(ByteRange { start, end });
+            at = end.max(start + 1);
+        }
+        Ok(found)
+    }
+
+    /// At least so long, so that reading past what was written is no error.
+    pub fn stretch(&self, size: u64) -> io::Result<()> {
+        match self.file.metadata()?.len() < size {
+            true => self.file.set_len(size),
+            false => Ok(()),
+        }
+    }
+
+    /// What lies behind `size` is no longer needed.
+    pub fn cut(&self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+
+    /// What lies there is no longer needed: give its room back, where the file system can.
+    pub fn forget(&self, range: ByteRange) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(error) = fallocate(&*self.file, flags, range.start, range.len()) {
+            tracing::debug!(%error, "give back room of the spool");
+        }
+    }
+
+    /// Move bytes to another offset.
+    pub fn shift(&self, from: ByteRange, to: u64) -> io::Result<()> {
+        const STEP: u64 = 4 << 20;
+        let mut done = 0;
+        while done < from.len() {
+            let length = STEP.min(from.len() - done);
+            // Away from where bytes still have to be read.
+            let skip = if to > from.start { from.len() - done - length } else { done };
+            let bytes = self.read(ByteRange::at(from.start + skip, length))?;
+            self.write(to + skip, &bytes)?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// It is being saved: if this process dies, the next one goes on.
+    pub fn saving(&self, note: Note) -> io::Result<()> {
+        self.spool.journal.tell(&Event::Saving(note))
+    }
+
+    /// Keep it for a person, who is told by this note.
+    pub fn keep(&self, note: &Note) -> io::Result<()> {
+        note.write(&self.spool.folder)?;
+        self.kept.store(true, Ordering::Relaxed);
+        self.spool.journal.tell(&Event::Done(self.number))
+    }
+
+    /// All of it is saved: it goes when it is dropped.
+    pub fn done(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for SpoolFile {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Relaxed) {
+            let gone = note::remove(&self.spool.folder, self.number);
+            if let Err(error) = gone.and_then(|()| self.spool.journal.tell(&Event::Done(self.number))) {
+                tracing::warn!(%error, number = self.number, "remove a file of the spool");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

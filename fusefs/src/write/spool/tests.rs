@@ -1,0 +1,71 @@
+use super::*;
+
+fn note(number: SpoolNumber) -> Note {
+    Note {
+        number,
+        swarm: String::new(),
+        inode: 7,
+        path: "/a".to_owned(),
+        base_version: 3,
+        base_manifest: None,
+        size: 0,
+        modified_ns: 0,
+        appended: false,
+        changed: None,
+        state: State::Failed,
+        error: None,
+    }
+}
+
+#[test]
+fn what_a_dead_process_had_begun_is_found_and_what_was_done_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, left) = Spool::open(folder.path(), 0).unwrap();
+    assert!(left.is_empty());
+    let (begun, saving, done) = (spool.begin(note).unwrap(), spool.begin(note).unwrap(), spool.begin(note).unwrap());
+    begun.write(3, b"abc").unwrap();
+    saving.saving(Note { size: 9, ..note(saving.number()) }).unwrap();
+    drop(done);
+    std::mem::forget((begun, saving));
+    let cut_short = folder.path().join(journal::NAME);
+    let mut text = std::fs::read(&cut_short).unwrap();
+    text.extend_from_slice(b"{\"done\":1");
+    std::fs::write(&cut_short, text).unwrap();
+    for _ in 0..2 {
+        let (again, left) = Spool::open(folder.path(), 0).unwrap();
+        let kept = again.kept().unwrap();
+        let states: Vec<_> = kept.iter().map(|note| (note.number, note.state, note.size)).collect();
+        assert_eq!(states, [(1, State::Interrupted, 0), (2, State::Saving, 9)]);
+        assert!(left.is_empty() || left == kept, "the second time the notes tell of them");
+        assert_eq!(&again.reopen(1).unwrap().read(ByteRange::at(3, 3)).unwrap()[..], b"abc");
+        assert!(again.begin(note).unwrap().number() > 2);
+    }
+    let (last, _) = Spool::open(folder.path(), 0).unwrap();
+    last.discard(1).unwrap();
+    last.reopen(2).unwrap().done();
+    assert!(last.kept().unwrap().is_empty());
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [journal::NAME]);
+}
+
+#[test]
+fn bytes_move_over_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let file = spool.begin(note).unwrap();
+    let bytes: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 7) as u8).collect();
+    file.write(100, &bytes).unwrap();
+    let range = ByteRange::at(100, bytes.len() as u64);
+    file.shift(range, 5_000).unwrap();
+    assert!(file.read(ByteRange::at(5_000, range.len())).unwrap()[..] == bytes[..]);
+    file.shift(ByteRange::at(5_000, range.len()), 3).unwrap();
+    assert!(file.read(ByteRange::at(3, range.len())).unwrap()[..] == bytes[..]);
+}
+
+#[test]
+fn a_disk_below_its_floor_has_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), u64::MAX).unwrap();
+    let file = spool.begin(note).unwrap();
+    assert_eq!(file.check_room(1).unwrap_err().kind(), io::ErrorKind::StorageFull);
+}

@@ -1,0 +1,469 @@
+//! One file under way: what was written to it on this mount, over the version that was opened.
+//!
+//! Not here: reading the base, sending and committing. Every call is short and local.
+//! Invariants: a byte is entered into the pieces after it lies in the spool; what is saved is settled only for the
+//! stamp that the save began with.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use swarm_proto::{ByteRange, InodeNumber, Manifest, ManifestDigest};
+
+use super::outbox::Delivered;
+use super::pieces::{Pieces, Source, Stamp};
+use super::spool::{Note, Spool, SpoolFile, State};
+
+/// Segments sent early that were then written again, after which no more are.
+const WASTED_MOST: u32 = 4;
+
+/// A segment that is sent before anybody asked for the file to be saved; none if that failed.
+pub type Early = Shared<BoxFuture<'static, Option<Arc<Delivered>>>>;
+
+/// The version that a file under way is based on.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// Its number.
+    pub version: u64,
+    /// Digest of its manifest; none: it is empty.
+    pub digest: Option<ManifestDigest>,
+    /// What it is made of.
+    pub manifest: Arc<Manifest>,
+}
+
+/// What a process of this mount is shown of a file under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that are no holes.
+    pub allocated: u64,
+    /// Nanoseconds since 1970; none: as the base has it.
+    pub modified_ns: Option<i64>,
+    /// As `modified_ns`.
+    pub changed_ns: Option<i64>,
+    /// As `modified_ns`.
+    pub accessed_ns: Option<i64>,
+}
+
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// There.
+    Offset(u64),
+    /// The end of the file, wherever that is.
+    End,
+}
+
+/// A write that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Where.
+    pub range: ByteRange,
+    /// Segments that it filled, which may be sent now.
+    pub filled: Vec<ByteRange>,
+}
+
+/// All that a save needs, as of the moment that it began.
+pub struct Save {
+    /// Settle this when it is done.
+    pub stamp: Stamp,
+    /// What is replaced.
+    pub base: Base,
+    /// The file.
+    pub pieces: Pieces,
+    /// Its bytes.
+    pub file: Option<Arc<SpoolFile>>,
+    /// When it was written.
+    pub modified_ns: i64,
+    /// When it was changed.
+    pub changed_ns: i64,
+    /// If somebody said so.
+    pub accessed_ns: Option<i64>,
+    /// All that is unsaved was appended.
+    pub appended: bool,
+    /// What was sent already, by where it begins.
+    pub early: BTreeMap<u64, Early>,
+}
+
+/// See the module.
+pub struct Unsaved {
+    inode: InodeNumber,
+    swarm: String,
+    segment_bytes: u64,
+    spool: Arc<Spool>,
+    inner: Mutex<Inner>,
+    /// Held by whoever saves it.
+    pub saving: tokio::sync::Mutex<()>,
+}
+
+struct Inner {
+    base: Base,
+    path: String,
+    pieces: Pieces,
+    file: Option<Arc<SpoolFile>>,
+    stamp: Stamp,
+    modified_ns: Option<i64>,
+    changed_ns: Option<i64>,
+    accessed_ns: Option<i64>,
+    /// The last change that was not an append.
+    not_appended: Option<Stamp>,
+    early: BTreeMap<u64, Early>,
+    wasted: u32,
+    writers: usize,
+}
+
+impl Unsaved {
+    /// A file of which nothing was written yet; `path` is for people.
+    pub fn new(
+        inode: InodeNumber,
+        swarm: String,
+        path: String,
+        base: Base,
+        spool: Arc<Spool>,
+        segment_bytes: u64,
+    ) -> Self {
+        let pieces = Pieces::new(base.manifest.size());
+        let inner = Inner {
+            base,
+            path,
+            pieces,
+            file: None,
+            stamp: 0,
+            modified_ns: None,
+            changed_ns: None,
+            accessed_ns: None,
+            not_appended: None,
+            early: BTreeMap::new(),
+            wasted: 0,
+            writers: 0,
+        };
+        let segment_bytes = segment_bytes.max(1);
+        Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
+    }
+
+    /// What an earlier process left, as its note tells.
+    ///
+    /// Shape: where the note does not know what changed, all that the data file holds did.
+    pub fn resume(note: &Note, base: Base, spool: &Arc<Spool>, segment_bytes: u64) -> io::Result<Self> {
+        let file = spool.reopen(note.number)?;
+        let this = Self::new(
+            InodeNumber(note.inode),
+            note.swarm.clone(),
+            note.path.clone(),
+            base,
+            spool.clone(),
+            segment_bytes,
+        );
+        let changed = match &note.changed {
+            Some(changed) => changed.clone(),
+            None => file.stretches()?.into_iter().map(|range| (range.start, range.len(), true)).collect(),
+        };
+        let size = if note.changed.is_some() { note.size } else { file.file().metadata()?.len() };
+        {
+            let mut inner = this.inner.lock();
+            inner.stamp = 1;
+            inner.pieces.resize(size, 1);
+            for (start, length, in_spool) in changed {
+                let range = ByteRange::at(start, length).intersect(ByteRange::at(0, size));
+                match in_spool {
+                    true => inner.pieces.write(range, 1),
+                    false => inner.pieces.punch(range, 1),
+                }
+            }
+            inner.modified_ns = Some(note.modified_ns);
+            inner.changed_ns = Some(note.modified_ns);
+            inner.not_appended = (!note.appended).then_some(1);
+            inner.file = Some(Arc::new(file));
+        }
+        Ok(this)
+    }
+
+    /// Its inode.
+    pub fn inode(&self) -> InodeNumber {
+        self.inode
+    }
+
+    /// The version that it is based on.
+    pub fn base(&self) -> Base {
+        self.inner.lock().base.clone()
+    }
+
+    /// What a process of this mount is shown of it.
+    pub fn shape(&self) -> Shape {
+        let inner = self.inner.lock();
+        Shape {
+            size: inner.pieces.size(),
+            allocated: inner.pieces.allocated(&inner.base.manifest),
+            modified_ns: inner.modified_ns,
+            changed_ns: inner.changed_ns,
+            accessed_ns: inner.accessed_ns,
+        }
+    }
+
+    /// Whether something is unsaved.
+    pub fn is_dirty(&self) -> bool {
+        self.inner.lock().pieces.is_dirty()
+    }
+
+    /// One more handle writes.
+    pub fn enter(&self) {
+        self.inner.lock().writers += 1;
+    }
+
+    /// One fewer; how many are left.
+    pub fn leave(&self) -> usize {
+        let mut inner = self.inner.lock();
+        inner.writers = inner.writers.saturating_sub(1);
+        inner.writers
+    }
+
+    /// Handles that write.
+    pub fn writers(&self) -> usize {
+        self.inner.lock().writers
+    }
+
+    /// Write bytes.
+    ///
+    /// Errors: the spool's disk; nothing is entered then.
+    pub fn write(&self, at: At, bytes: &[u8], now_ns: i64) -> io::Result<Written> {
+        let file = self.file()?;
+        file.check_room(bytes.len() as u64)?;
+        // The kernel lets one write to a file through at a time, so the end stays where it is meanwhile.
+        let start = match at {
+            At::Offset(offset) => offset,
+            At::End => self.inner.lock().pieces.size(),
+        };
+        let range = ByteRange::at(start, bytes.len() as u64);
+        file.write(start, bytes)?;
+        let mut inner = self.inner.lock();
+        let stamp = inner.change(now_ns);
+        if at != At::End {
+            inner.not_appended = Some(stamp);
+        }
+        inner.pieces.write(range, stamp);
+        inner.forget_early(range, self.segment_bytes);
+        Ok(Written { range, filled: inner.filled(range, self.segment_bytes) })
+    }
+
+    /// Cut it or stretch it with a hole.
+    pub fn resize(&self, size: u64, now_ns: i64) -> io::Result<()> {
+        let old = self.inner.lock().pieces.size();
+        {
+            let mut inner = self.inner.lock();
+            let stamp = inner.change(now_ns);
+            inner.not_appended = Some(stamp);
+            inner.pieces.resize(size, stamp);
+            // truncate(2) to the size that it has is a change all the same.
+            inner.forget_early(ByteRange { start: size.min(old), end: old.max(size) }, self.segment_bytes);
+        }
+        match self.inner.lock().file.clone() {
+            Some(file) if size < old => file.cut(size),
+            _ => Ok(()),
+        }
+    }
+
+    /// Make zeros of a range; the size stays.
+    pub fn punch(&self, range: ByteRange, now_ns: i64) {
+        let file = {
+            let mut inner = self.inner.lock();
+            let stamp = inner.change(now_ns);
+            inner.not_appended = Some(stamp);
+            inner.pieces.punch(range, stamp);
+            inner.forget_early(range, self.segment_bytes);
+            inner.file.clone()
+        };
+        if let Some(file) = file {
+            file.forget(range);
+        }
+    }
+
+    /// Times that a process has set; they go with the next save.
+    ///
+    /// Shape: false: nothing is unsaved, so that they have to be set at once.
+    pub fn set_times(&self, modified_ns: Option<i64>, accessed_ns: Option<i64>, now_ns: i64) -> bool {
+        let mut inner = self.inner.lock();
+        if !inner.pieces.is_dirty() {
+            return false;
+        }
+        inner.modified_ns = modified_ns.or(inner.modified_ns);
+        inner.accessed_ns = accessed_ns.or(inner.accessed_ns);
+        inner.changed_ns = Some(now_ns);
+        true
+    }
+
+    /// Where the bytes of a range are, in order; and the base, for those that are there.
+    pub fn plan(&self, range: ByteRange) -> (Vec<(ByteRange, Source)>, Base, Option<Arc<SpoolFile>>) {
+        let inner = self.inner.lock();
+        (inner.pieces.over(range).collect(), inner.base.clone(), inner.file.clone())
+    }
+
+    /// A segment that is sent already; forgotten if it was written since it was looked at.
+    pub fn sends_early(&self, range: ByteRange, early: Early) {
+        let mut inner = self.inner.lock();
+        if inner.pieces.is_unsaved(range) {
+            inner.early.insert(range.start, early);
+        }
+    }
+
+    /// Begin to save it. None: nothing is unsaved.
+    pub fn begin_save(&self) -> Option<Save> {
+        let mut inner = self.inner.lock();
+        if !inner.pieces.is_dirty() {
+            return None;
+        }
+        let stamp = inner.stamp;
+        inner.stamp += 1;
+        Some(Save {
+            stamp,
+            base: inner.base.clone(),
+            pieces: inner.pieces.clone(),
+            file: inner.file.clone(),
+            modified_ns: inner.modified_ns.unwrap_or_default(),
+            changed_ns: inner.changed_ns.unwrap_or_default(),
+            accessed_ns: inner.accessed_ns,
+            appended: inner.not_appended.is_none() && inner.pieces.is_append_to(inner.base.manifest.size()),
+            early: inner.early.clone(),
+        })
+    }
+
+    /// What was unsaved at `stamp` is saved, and is the base from now on.
+    pub fn settle(&self, stamp: Stamp, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces.settle(stamp);
+        inner.base = base;
+        let past = |at: Option<Stamp>| at.filter(|at| *at > stamp);
+        inner.not_appended = past(inner.not_appended);
+        inner.early.clear();
+        if !inner.pieces.is_dirty() {
+            (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
+        }
+    }
+
+    /// The base is another now, and nothing of this mount differs from it.
+    ///
+    /// Shape: false: something is unsaved, and nothing was done.
+    pub fn meet(&self, base: &Base) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.pieces.is_dirty() {
+            return false;
+        }
+        if inner.base.version != base.version {
+            inner.restart(base.clone());
+        }
+        true
+    }
+
+    /// The base was replaced on purpose: what is unsaved lies over the new one.
+    pub fn replaced(&self, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces = inner.pieces.over_base(base.manifest.size());
+        inner.base = base;
+    }
+
+    /// Give up what is unsaved: the file is `base` again.
+    pub fn give_up(&self, base: Base) {
+        self.inner.lock().restart(base);
+    }
+
+    /// Put what was appended behind another base.
+    pub fn rebase(&self, base: Base) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let (old, new) = (inner.base.manifest.size(), base.manifest.size());
+        let size = inner.pieces.size();
+        if let Some(file) = &inner.file {
+            file.stretch(size)?;
+            file.shift(ByteRange { start: old, end: size.max(old) }, new)?;
+        }
+        inner.stamp += 1;
+        let stamp = inner.stamp;
+        inner.pieces = inner.pieces.moved(old, new, stamp);
+        inner.early.clear();
+        inner.base = base;
+        Ok(())
+    }
+
+    /// What a person or the next process is told of it.
+    pub fn note(&self, state: State, error: Option<String>) -> Option<Note> {
+        let inner = self.inner.lock();
+        let number = inner.file.as_ref()?.number();
+        let changed = inner.pieces.changed().into_iter();
+        let changed = changed.map(|(range, source)| (range.start, range.len(), source == Source::Spool)).collect();
+        Some(Note { size: inner.pieces.size(), changed: Some(changed), state, error, ..self.blank(&inner, number) })
+    }
+
+    /// Its data file, made if there is none.
+    pub fn file(&self) -> io::Result<Arc<SpoolFile>> {
+        let mut inner = self.inner.lock();
+        if let Some(file) = &inner.file {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(self.spool.begin(|number| self.blank(&inner, number))?);
+        inner.file = Some(file.clone());
+        Ok(file)
+    }
+
+    /// The data file, for whoever keeps it for a person.
+    pub fn take_file(&self) -> Option<Arc<SpoolFile>> {
+        self.inner.lock().file.take()
+    }
+
+    fn blank(&self, inner: &Inner, number: u64) -> Note {
+        Note {
+            number,
+            swarm: self.swarm.clone(),
+            inode: self.inode.0,
+            path: inner.path.clone(),
+            base_version: inner.base.version,
+            base_manifest: inner.base.digest.map(|digest| digest.to_string()),
+            size: inner.pieces.size(),
+            modified_ns: inner.modified_ns.unwrap_or_default(),
+            appended: inner.not_appended.is_none(),
+            changed: None,
+            state: State::Interrupted,
+            error: None,
+        }
+    }
+}
+
+impl Inner {
+    fn change(&mut self, now_ns: i64) -> Stamp {
+        self.stamp += 1;
+        (self.modified_ns, self.changed_ns) = (Some(now_ns), Some(now_ns));
+        self.stamp
+    }
+
+    fn restart(&mut self, base: Base) {
+        self.pieces = Pieces::new(base.manifest.size());
+        self.base = base;
+        self.file = None;
+        (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
+        self.not_appended = None;
+        self.early.clear();
+    }
+
+    /// Segments that were sent early and are no longer what the file has.
+    fn forget_early(&mut self, range: ByteRange, segment_bytes: u64) {
+        let first = range.start / segment_bytes * segment_bytes;
+        let stale: Vec<u64> = self.early.range(first..range.end.max(first + 1)).map(|(start, _)| *start).collect();
+        for start in stale {
+            self.early.remove(&start);
+            self.wasted += 1;
+        }
+    }
+
+    /// Segments that end within a range that was just written and are wholly unsaved.
+    fn filled(&self, range: ByteRange, segment_bytes: u64) -> Vec<ByteRange> {
+        if self.wasted >= WASTED_MOST {
+            return Vec::new();
+        }
+        let windows = range.start / segment_bytes..range.end / segment_bytes;
+        let windows = windows.map(|window| ByteRange::at(window * segment_bytes, segment_bytes));
+        windows.filter(|window| !self.early.contains_key(&window.start) && self.pieces.is_unsaved(*window)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

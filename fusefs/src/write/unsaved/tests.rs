@@ -1,0 +1,101 @@
+use futures::FutureExt;
+use swarm_proto::{Extent, Segment, SegmentId};
+
+use super::*;
+
+fn base(version: u64, size: u64) -> Base {
+    let holes = if size > 0 { vec![Extent::Hole { length: size }] } else { Vec::new() };
+    Base { version, digest: None, manifest: Arc::new(Manifest::new(holes).unwrap()) }
+}
+
+fn unsaved(folder: &tempfile::TempDir, size: u64) -> Unsaved {
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    Unsaved::new(InodeNumber(7), String::new(), "/a".into(), base(1, size), spool, 100)
+}
+
+fn sent() -> Early {
+    async { None }.boxed().shared()
+}
+
+#[test]
+fn what_is_written_while_it_is_saved_stays_unsaved() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 10);
+    assert!(file.begin_save().is_none());
+    file.write(At::Offset(3), b"abc", 5).unwrap();
+    let save = file.begin_save().unwrap();
+    assert!(!save.appended);
+    file.write(At::Offset(4), b"x", 6).unwrap();
+    file.settle(save.stamp, base(2, 10));
+    assert!(file.is_dirty());
+    let save = file.begin_save().unwrap();
+    assert_eq!(save.pieces.unsaved_in_spool(), [ByteRange::at(4, 1)]);
+    file.settle(save.stamp, base(3, 10));
+    assert!(!file.is_dirty());
+    assert_eq!(file.shape().modified_ns, None);
+    let (plan, ..) = file.plan(ByteRange::at(0, 10));
+    assert_eq!(plan[1], (ByteRange::at(3, 3), Source::Spool), "it is still read from here");
+}
+
+#[test]
+fn appends_go_to_the_end_and_move_behind_what_others_appended() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 10);
+    file.write(At::End, b"abc", 5).unwrap();
+    assert_eq!(file.write(At::End, b"def", 5).unwrap().range, ByteRange::at(13, 3));
+    assert!(file.begin_save().unwrap().appended);
+    file.rebase(base(2, 30)).unwrap();
+    let save = file.begin_save().unwrap();
+    assert_eq!(save.pieces.changed(), [(ByteRange::at(30, 6), Source::Spool)]);
+    assert_eq!(&save.file.unwrap().read(ByteRange::at(30, 6)).unwrap()[..], b"abcdef");
+    file.write(At::Offset(0), b"x", 6).unwrap();
+    assert!(!file.begin_save().unwrap().appended);
+}
+
+#[test]
+fn full_segments_are_sent_early_unless_they_are_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 0);
+    assert!(file.write(At::Offset(0), &[1; 60], 0).unwrap().filled.is_empty());
+    let filled = file.write(At::Offset(60), &[1; 150], 0).unwrap().filled;
+    assert_eq!(filled, [ByteRange::at(0, 100), ByteRange::at(100, 100)]);
+    filled.iter().for_each(|range| file.sends_early(*range, sent()));
+    file.write(At::Offset(130), &[2; 1], 0).unwrap();
+    assert_eq!(file.begin_save().unwrap().early.keys().collect::<Vec<_>>(), [&0]);
+    file.resize(50, 0).unwrap();
+    assert!(file.begin_save().unwrap().early.is_empty());
+}
+
+#[test]
+fn a_clean_file_meets_a_newer_version_and_an_unsaved_one_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 10);
+    assert!(file.meet(&base(2, 20)));
+    assert_eq!(file.shape().size, 20);
+    file.write(At::Offset(0), b"a", 0).unwrap();
+    assert!(!file.meet(&base(3, 30)));
+    file.give_up(base(3, 30));
+    assert_eq!((file.shape().size, file.is_dirty()), (30, false));
+}
+
+#[test]
+fn the_next_process_goes_on_where_this_one_died() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 10);
+    file.write(At::Offset(20), b"abc", 9).unwrap();
+    file.punch(ByteRange::at(0, 5), 9);
+    let note = file.note(State::Saving, None).unwrap();
+    file.file().unwrap().saving(note.clone()).unwrap();
+    let want = file.begin_save().unwrap().pieces.changed();
+    std::mem::forget(file);
+    let (spool, left) = Spool::open(folder.path(), 0).unwrap();
+    assert_eq!(left, [note]);
+    let again = Unsaved::resume(&left[0], base(1, 10), &spool, 100).unwrap();
+    let save = again.begin_save().unwrap();
+    assert_eq!((save.pieces.changed(), save.modified_ns, save.appended), (want, 9, false));
+    let data = Segment { id: SegmentId::new([1; 32]), length: 3 };
+    let mut sent = crate::write::pieces::Sent::default();
+    sent.add(20, [Extent::whole(data)]);
+    let extents = save.pieces.extents(&save.base.manifest, &sent).unwrap();
+    assert_eq!(extents, [Extent::Hole { length: 20 }, Extent::whole(data)]);
+}
