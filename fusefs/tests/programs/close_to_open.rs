@@ -91,7 +91,7 @@ fn shown(longest: &mut Duration, what: &str, path: &Path, shows: impl Fn(Option<
 fn names_and_attributes_show_at_the_other_mount_within_a_second_without_an_open() {
     let Some(place) = Place::two() else { return };
     let mut longest = Duration::ZERO;
-    for round in 0..rounds(30, 500) {
+    for round in 0..rounds(8, 500) {
         // Either mount changes, the other looks.
         let (here, there) = match round % 2 {
             0 => (place.folder(), place.second()),

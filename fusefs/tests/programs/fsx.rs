@@ -43,7 +43,7 @@ fn random_operations_on_a_file_make_no_difference() {
         let path = scratch.path().join(format!("{shape}.toml"));
         std::fs::write(&path, format!("{config}{WEIGHTS}")).unwrap();
         // The larger file moves some forty times the bytes.
-        let operations = if shape == "small" { rounds(5_000, 100_000) } else { rounds(500, 10_000) };
+        let operations = if shape == "small" { rounds(600, 100_000) } else { rounds(100, 10_000) };
         for seed in SEEDS {
             let file = place.path(&format!("{shape}-{seed}"));
             let run = program(&suite)

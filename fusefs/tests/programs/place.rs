@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use tempfile::TempDir;
 
 use crate::harness::swarm::{Mounted, drop_caches};
@@ -34,6 +35,8 @@ impl Place {
     }
 
     fn with_views(views: usize) -> Option<Self> {
+        // Modes are compared, and other users work in it.
+        rustix::process::umask(Mode::from_raw_mode(0o022));
         match std::env::var_os(PLAIN_FOLDER) {
             Some(plain) if plain != "mount" => {
                 let folder = TempDir::with_prefix_in("programs-", plain).unwrap();
