@@ -24,8 +24,7 @@ impl MeantFor {
     /// From now on questions are meant for `swarm` only, unless they are meant for another already; which one it is.
     pub fn bind(&self, swarm: SwarmId) -> SwarmId {
         let bound = || {
-            // Hex digits are a valid value.
-            let value = AsciiMetadataValue::try_from(swarm.to_string()).unwrap_or(AsciiMetadataValue::from_static(""));
+            let value = AsciiMetadataValue::try_from(swarm.to_string()).expect("hex digits are a valid value");
             (swarm, value)
         };
         self.swarm.get_or_init(bound).0

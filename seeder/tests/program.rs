@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn program(words: &[&str]) -> Command {
@@ -14,17 +14,21 @@ fn program(words: &[&str]) -> Command {
     command
 }
 
-fn ends(words: &[&str], code: i32, says: &str) -> Output {
-    let mut command = program(words);
-    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+fn ended(child: &mut Running, words: &[&str]) -> ExitStatus {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let status = loop {
+    loop {
         if let Some(status) = child.0.try_wait().unwrap() {
-            break status;
+            return status;
         }
         assert!(Instant::now() < deadline, "{words:?} does not end");
         std::thread::sleep(Duration::from_millis(5));
-    };
+    }
+}
+
+fn ends(words: &[&str], code: i32, says: &str) -> Output {
+    let mut command = program(words);
+    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let status = ended(&mut child, words);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
     child.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
@@ -116,14 +120,7 @@ fn it_serves_shows_itself_and_ends_clean_when_asked() {
     }
     let pid = i32::try_from(seeder.0.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = seeder.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "it does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let status = ended(&mut seeder, &["a seeder that was told to stop"]);
     let said = std::fs::read_to_string(&log).unwrap();
     assert!(status.success() && said.contains("ended clean"), "{status}: {said}");
 }

@@ -255,7 +255,10 @@ impl TrackerClient {
         loop {
             let reason = match tokio::time::timeout(limit, attempt(self.line(index), request.clone())).await {
                 Ok(Ok(response)) => {
-                    shared.told_strayed.store(false, Ordering::Relaxed);
+                    // Looked at first: a write would have every answer contend for it.
+                    if shared.told_strayed.load(Ordering::Relaxed) {
+                        shared.told_strayed.store(false, Ordering::Relaxed);
+                    }
                     return Ok(response.into_inner());
                 }
                 Ok(Err(status)) if !is_absence(&status) => {
