@@ -7,12 +7,15 @@
 #![allow(missing_docs, reason = "a test's name is its sentence")]
 
 mod cache;
+mod full_disks;
 mod harness;
 mod killed_seeders;
 mod killed_tracker;
+mod killed_writers;
 mod liars;
 mod local_reads;
 mod many_sources;
 mod names;
 mod real_tree;
 mod shaped;
+mod tracker_away;

@@ -13,3 +13,5 @@ mod names;
 mod reading;
 mod swarm;
 mod tools;
+mod two_writers;
+mod writing;

@@ -1,5 +1,6 @@
 //! A tracker, seeders that keep in memory, and mounts, in this process.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use swarm_proto::v1::operation::Operation;
 use swarm_proto::v1::{self, IfExists, Ownership};
 use swarm_proto::{Extent, InodeNumber, Manifest, PeerId, Segment, SegmentId};
 use swarm_seeder::peer::{Peer, PeerConfig, Sharing};
-use swarm_seeder::store::Holding;
 use swarm_seeder::store::memory::MemoryStore;
+use swarm_seeder::store::{ChunkStore, Holding};
 use swarm_seeder::swarm::{Swarm as Fetcher, SwarmConfig};
 use swarm_seeder::tracker_client::{TrackerClient, TrackerClientConfig};
 use swarm_tracker::config::AdminListen;
@@ -79,6 +80,11 @@ impl Swarm {
         if let Some(tracker) = self.tracker.take() {
             self.runtime.block_on(tracker.stop());
         }
+    }
+
+    /// Bytes that each seeder keeps.
+    pub(crate) fn kept_bytes(&self) -> Vec<u64> {
+        self.seeders.iter().map(|seeder| seeder.store().usage().used_bytes).collect()
     }
 
     /// Drop everything that the seeders hold.
@@ -206,6 +212,11 @@ impl Mounted<'_> {
         self.folder.join(name)
     }
 
+    /// Files that are open for writing or not saved yet.
+    pub(crate) fn unsaved_files(&self) -> usize {
+        self.mount.as_ref().unwrap().file_system().unsaved_files()
+    }
+
     /// Reads that the daemon answered.
     pub(crate) fn reads(&self) -> u64 {
         self.mount.as_ref().unwrap().file_system().counters().reads.get()
@@ -287,6 +298,11 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// close(2), and what it said: dropping a file does not tell.
+pub(crate) fn close(file: File) -> std::io::Result<()> {
+    nix::unistd::close(file).map_err(std::io::Error::from)
 }
 
 #[track_caller]

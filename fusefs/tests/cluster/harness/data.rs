@@ -26,6 +26,18 @@ pub(crate) fn write_random(path: &Path, length: u64, seed: u64) {
     out.flush().unwrap();
 }
 
+/// Bytes that no compression or dedup shortens; the same for the same seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// close(2), and what it said: dropping a file does not tell.
+pub(crate) fn close(file: File) -> std::io::Result<()> {
+    nix::unistd::close(file).map_err(std::io::Error::from)
+}
+
 /// Both files have the same bytes; the panic names the first difference.
 #[track_caller]
 pub(crate) fn assert_same_file(a: &Path, b: &Path) {

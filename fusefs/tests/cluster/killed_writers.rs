@@ -1,0 +1,300 @@
+//! Mounts, seeders and the tracker die while files are written; nothing acknowledged is lost, and nothing is mixed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::harness::data::{close, noise};
+use crate::harness::swarm::{Mounted, drop_caches};
+use crate::harness::{MountOptions, Swarm, eventually, rounds};
+
+const THREADS: usize = 4;
+const FILES: usize = 6;
+const MIB: usize = 1024 * 1024;
+
+/// All that writers tried to write and what of it was acknowledged.
+#[derive(Default)]
+struct History {
+    files: HashMap<String, Versions>,
+}
+
+#[derive(Default)]
+struct Versions {
+    tried: usize,
+    acknowledged: usize,
+    how: Vec<String>,
+    failed: Vec<String>,
+}
+
+/// What version `version` of a file is: it says of itself what it is, in every byte.
+fn content_of(name: &str, version: usize) -> Vec<u8> {
+    let seed = blake3::hash(format!("{name} {version}").as_bytes());
+    let seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().unwrap());
+    // Small ones, some of a few segments; of every version another length.
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let length = match rng.random_range(0..10) {
+        0 => rng.random_range(5 * MIB..9 * MIB),
+        1..4 => rng.random_range(200_000..MIB),
+        _ => rng.random_range(1..60_000),
+    };
+    noise(seed, length)
+}
+
+/// One version, in one of the ways in which programs replace what is in a file.
+fn write_version(folder: &Path, name: &str, bytes: &[u8], way: usize) -> std::io::Result<()> {
+    let path = folder.join(name);
+    match way {
+        // As shells do.
+        0 => {
+            let mut file = File::create(&path)?;
+            file.write_all(bytes)?;
+            close(file)
+        }
+        // As careful programs do.
+        1 => {
+            let fresh = folder.join(format!("{name}.new"));
+            let mut file = File::create(&fresh)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            close(file)?;
+            std::fs::rename(fresh, path)
+        }
+        // In place, durable before it is closed.
+        _ => {
+            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+            for (index, part) in bytes.chunks(300_000).enumerate() {
+                file.write_all_at(part, index as u64 * 300_000)?;
+            }
+            file.sync_all()
+        }
+    }
+}
+
+fn write_until(stop: &AtomicBool, acknowledged: &AtomicUsize, folder: &Path, thread: usize) -> History {
+    let mut rng = SmallRng::seed_from_u64(thread as u64);
+    let mut history = History::default();
+    while !stop.load(Ordering::Relaxed) {
+        let name = format!("{thread}-{}", rng.random_range(0..FILES));
+        let versions = history.files.entry(name.clone()).or_default();
+        versions.tried += 1;
+        let (version, way) = (versions.tried, rng.random_range(0..3));
+        match write_version(folder, &name, &content_of(&name, version), way) {
+            Ok(()) => {
+                versions.acknowledged = version;
+                versions.how.push(format!("{version} way {way} acknowledged"));
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                versions.how.push(format!("{version} way {way}: {error}"));
+                versions.failed.push(error.to_string());
+                // With nothing mounted there this fails at once: give the others the processor.
+                std::thread::yield_now();
+            }
+        }
+    }
+    history
+}
+
+/// Which version a file is; the panic says what happened to it, if it is none or one before the last acknowledged.
+#[track_caller]
+fn assert_is_a_version(folder: &Path, name: &str, versions: &Versions) {
+    let told = || versions.how[versions.how.len().saturating_sub(8)..].join("; ");
+    let read = match std::fs::read(folder.join(name)) {
+        Ok(read) => read,
+        Err(error) if versions.acknowledged == 0 && error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => panic!("{name}: {error}; {}", told()),
+    };
+    // A file that was made and never acknowledged may be empty.
+    if versions.acknowledged == 0 && read.is_empty() {
+        return;
+    }
+    let found = (1..=versions.tried).rev().find(|version| content_of(name, *version) == read);
+    match found {
+        Some(version) if version >= versions.acknowledged => {}
+        Some(version) => {
+            panic!("{name} is version {version}, but {} was acknowledged; {}", versions.acknowledged, told())
+        }
+        None => panic!("{name} of {} bytes is no version of {}; {}", read.len(), versions.tried, told()),
+    }
+}
+
+/// At least so many seeders hold every segment of a file.
+fn replicas_of(swarm: &Swarm, path: &str) -> u64 {
+    let stat = swarm.json(&["stat", "--json", path]);
+    let segments = stat["entries"][0]["content"]["segments"].as_array().cloned().unwrap_or_default();
+    segments.iter().map(|segment| segment["replicas"].as_u64().unwrap()).min().unwrap_or(u64::MAX)
+}
+
+fn spool_notes(cache: &Path) -> Vec<serde_json::Value> {
+    let entries = std::fs::read_dir(cache.join("spool")).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|x| x == "json"));
+    paths.map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()).collect()
+}
+
+fn kill_and_bring_back(swarm: &mut Swarm, mount: &mut Mounted, victim: usize, rng: &mut SmallRng) {
+    match victim {
+        0 => {
+            mount.kill();
+            mount.restart();
+        }
+        1 => {
+            let seeder = rng.random_range(0..swarm.seeders.len());
+            swarm.seeders[seeder].kill();
+            swarm.seeders[seeder].start();
+        }
+        _ => {
+            swarm.tracker.kill();
+            swarm.tracker.start();
+        }
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_is_killed_while_files_are_written() {
+    let mut swarm = Swarm::start(3);
+    let mut mount = swarm.mount();
+    // What is written while nothing is mounted there must not go into the folder below.
+    let folder = mount.path("files");
+    std::fs::create_dir(&folder).unwrap();
+    let (stop, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut rng = SmallRng::seed_from_u64(77);
+    let histories = std::thread::scope(|scope| {
+        let (stop, acknowledged, folder) = (&stop, &acknowledged, &folder);
+        let writers: Vec<_> =
+            (0..THREADS).map(|thread| scope.spawn(move || write_until(stop, acknowledged, folder, thread))).collect();
+        let killing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for round in 0..rounds(3, 100) {
+                let enough = acknowledged.load(Ordering::Relaxed) + rng.random_range(5..40);
+                eventually("files are acknowledged", Duration::from_secs(90), || {
+                    acknowledged.load(Ordering::Relaxed) >= enough
+                });
+                kill_and_bring_back(&mut swarm, &mut mount, round % 3, &mut rng);
+            }
+            let enough = acknowledged.load(Ordering::Relaxed) + 10;
+            eventually("it goes on after the last one", Duration::from_secs(90), || {
+                acknowledged.load(Ordering::Relaxed) >= enough
+            });
+        }));
+        stop.store(true, Ordering::Relaxed);
+        let histories: Vec<History> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+        killing.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        histories
+    });
+    eprintln!("{} versions were acknowledged", acknowledged.load(Ordering::Relaxed));
+    swarm.wait_live(3);
+    let files: Vec<(&String, &Versions)> = histories.iter().flat_map(|history| &history.files).collect();
+    let mut failures: BTreeMap<&String, usize> = BTreeMap::new();
+    files.iter().flat_map(|(_, versions)| &versions.failed).for_each(|error| *failures.entry(error).or_default() += 1);
+    eprintln!("others failed: {failures:?}");
+    drop_caches();
+    let second = swarm.mount();
+    for (name, versions) in &files {
+        assert_is_a_version(&second.path("files"), name, versions);
+        assert_is_a_version(&folder, name, versions);
+    }
+    for (name, versions) in files.iter().filter(|(_, versions)| versions.acknowledged > 0) {
+        eventually("two seeders hold it", Duration::from_secs(30), || {
+            replicas_of(&swarm, &format!("/files/{name}")) >= 2
+        });
+        assert!(versions.tried > 0);
+    }
+    let status = swarm.status();
+    assert_eq!(status["segments"]["missing"], 0, "{status}");
+    assert_eq!(status["segments"]["corrupt"], 0, "{status}");
+    // Any one seeder may be gone.
+    let victim = rng.random_range(0..3);
+    swarm.seeders[victim].kill();
+    let extra = ["--cache-size", "0"].map(String::from).to_vec();
+    let third = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
+    for (name, versions) in &files {
+        assert_is_a_version(&third.path("files"), name, versions);
+    }
+}
+
+#[test]
+fn what_was_not_saved_when_a_mount_died_is_listed_and_never_committed_unasked() {
+    let mut swarm = Swarm::start(2);
+    let mut mount = swarm.mount();
+    let path = |name: &str| mount.folder.join(name);
+    let before = noise(1, 3 * MIB);
+    for name in ["changed", "synced", "synced-then-changed"] {
+        std::fs::write(path(name), &before).unwrap();
+    }
+    let open = |name: &str| OpenOptions::new().read(true).write(true).open(path(name)).unwrap();
+    let changed = open("changed");
+    changed.write_all_at(b"never asked for", 1_000_000).unwrap();
+    let synced = open("synced");
+    synced.write_all_at(b"durable", 5).unwrap();
+    synced.sync_all().unwrap();
+    let both = open("synced-then-changed");
+    both.write_all_at(b"durable", 5).unwrap();
+    both.sync_all().unwrap();
+    both.write_all_at(b"never asked for", 1_000_000).unwrap();
+    let mut made = File::create(path("made")).unwrap();
+    made.write_all(b"never asked for").unwrap();
+    mount.kill();
+    drop((changed, synced, both, made));
+    mount.restart();
+
+    let mut durable = before.clone();
+    durable[5..12].copy_from_slice(b"durable");
+    let notes = spool_notes(&mount.cache);
+    let states: HashMap<String, String> = notes
+        .iter()
+        .map(|note| {
+            let name = Path::new(note["path"].as_str().unwrap()).file_name().unwrap().to_string_lossy().into_owned();
+            (name, note["state"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    eprintln!("listed: {states:?}");
+    for name in ["changed", "synced-then-changed", "made"] {
+        assert_eq!(states.get(name).map(String::as_str), Some("interrupted"), "{name} in {states:?}");
+    }
+    let second = swarm.mount();
+    for mount in [&mount, &second] {
+        assert!(std::fs::read(mount.path("changed")).unwrap() == before);
+        assert!(std::fs::read(mount.path("synced")).unwrap() == durable);
+        assert!(std::fs::read(mount.path("synced-then-changed")).unwrap() == durable);
+        assert_eq!(std::fs::read(mount.path("made")).unwrap(), b"");
+    }
+    assert_eq!(states.get("synced"), None, "nothing of it is unsaved");
+    let data = |note: &serde_json::Value| mount.cache.join(format!("spool/{}.data", note["number"]));
+    let made = notes.iter().find(|note| note["path"].as_str().unwrap().ends_with("made")).unwrap();
+    assert_eq!(std::fs::read(data(made)).unwrap(), b"never asked for");
+}
+
+#[test]
+fn a_file_whose_close_was_under_way_when_the_mount_died_is_saved_or_listed() {
+    let mut swarm = Swarm::start(2);
+    let mut mount = swarm.mount();
+    let bytes = noise(3, 6 * MIB);
+    swarm.seeders.iter().for_each(|seeder| seeder.signal("STOP"));
+    let path: PathBuf = mount.path("file");
+    let closing = {
+        let (path, bytes) = (path.clone(), bytes.clone());
+        std::thread::spawn(move || {
+            let mut file = File::create(path)?;
+            file.write_all(&bytes)?;
+            close(file)
+        })
+    };
+    let journal = mount.cache.join("spool/journal");
+    eventually("the close is under way", Duration::from_secs(20), || {
+        std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"saving\":"))
+    });
+    mount.kill();
+    closing.join().unwrap().expect_err("nobody acknowledged it");
+    swarm.seeders.iter().for_each(|seeder| seeder.signal("CONT"));
+    mount.restart();
+    eventually("saved or listed", Duration::from_secs(30), || {
+        let listed = spool_notes(&mount.cache).iter().any(|note| note["path"].as_str().unwrap().ends_with("file"));
+        listed || std::fs::read(&path).is_ok_and(|read| read == bytes)
+    });
+}
