@@ -334,8 +334,7 @@ impl Unsaved {
         let mut inner = self.inner.lock();
         inner.pieces.settle(stamp);
         inner.base = base;
-        let past = |at: Option<Stamp>| at.filter(|at| *at > stamp);
-        inner.not_appended = past(inner.not_appended);
+        inner.not_appended = inner.not_appended.filter(|at| *at > stamp);
         inner.early.clear();
         if !inner.pieces.is_dirty() {
             (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
