@@ -56,7 +56,7 @@ fn bytes_move_over_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = Spool::open(folder.path(), 0).unwrap();
     let file = spool.begin(note).unwrap();
-    let bytes: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 7) as u8).collect();
+    let bytes: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 7).to_le_bytes()[0]).collect();
     file.write(100, &bytes).unwrap();
     let range = ByteRange::at(100, bytes.len() as u64);
     file.shift(range, 5_000).unwrap();
