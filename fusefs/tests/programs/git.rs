@@ -33,7 +33,7 @@ fn a_repository_is_cloned_worked_in_and_whole() {
     let scratch = scratch();
     let origin = scratch.path().join("origin");
     for part in 0..3 {
-        source_tree(&origin.join(format!("tree-{part}")), rounds(1_000, 5_000), part);
+        source_tree(&origin.join(format!("tree-{part}")), rounds(700, 5_000), part);
         git(&origin, &["init", "--quiet", "--initial-branch=main", "."]).ok();
         git(&origin, &["add", "--all"]).ok();
         git(&origin, &["commit", "--quiet", "--message", &format!("part {part}")]).ok();

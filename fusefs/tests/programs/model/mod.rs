@@ -4,8 +4,8 @@
 //! `shrink.rs` how a failing history gets short: all pure. `apply.rs` does it to real folders and compares.
 //!
 //! Within a mount the promise is POSIX. Across mounts (DESIGN, "Promises"): an open sees what was closed or synced
-//! before, at once; names and attributes show within a second; a handle reads one version until its mount opens a
-//! newer one. Two mounts with unsaved writes to one file are not generated: one of them loses, as is documented.
+//! before, at once; names and attributes show within a second; a handle reads one version, and once its mount has
+//! opened a newer one either of the two. Two mounts with unsaved writes to one file are not generated: one of them loses, as is documented.
 
 mod apply;
 mod generate;

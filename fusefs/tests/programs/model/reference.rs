@@ -30,6 +30,8 @@ pub(crate) enum Outcome {
     Done,
     Failed(Errno),
     Bytes(Vec<u8>),
+    /// The version of the handle, or the newer one that its mount has opened since; nothing in between.
+    EitherBytes(Vec<u8>, Vec<u8>),
     Names(Vec<String>),
     Target(String),
     /// Kind and mode; length and number of names, but of folders.
@@ -39,6 +41,16 @@ pub(crate) enum Outcome {
         length: Option<usize>,
         links: Option<usize>,
     },
+}
+
+impl Outcome {
+    /// Whether what was got is what this promises.
+    pub(crate) fn allows(&self, got: &Self) -> bool {
+        match (self, got) {
+            (Self::EitherBytes(one, other), Self::Bytes(got)) => got == one || got == other,
+            _ => self == got,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -65,10 +77,12 @@ struct Inode {
     links: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Handle {
     inode: Index,
     access: Access,
+    /// The version it was opened with, if its mount has opened a newer one since.
+    older: Option<Vec<u8>>,
 }
 
 /// The model.
@@ -129,7 +143,7 @@ impl Reference {
             }
             Operation::HandleRead { view, slot } => self.handles[*view][*slot].is_some(),
             Operation::HandleWrite { view, slot, .. } | Operation::HandleSetLength { view, slot, .. } => {
-                self.handles[*view][*slot].is_some_and(|handle| handle.access == Access::Write)
+                self.handles[*view][*slot].as_ref().is_some_and(|handle| handle.access == Access::Write)
             }
             Operation::HandleSync { view, slot } | Operation::HandleClose { view, slot } => {
                 self.handles[*view][*slot].is_some()
@@ -191,9 +205,15 @@ impl Reference {
             Operation::RemoveFolder { path, .. } => self.remove_folder(path)?,
             Operation::Open { view, slot, path, access } => {
                 let inode = self.opened(*view, path)?;
-                self.handles[*view][*slot] = Some(Handle { inode, access: *access });
+                self.handles[*view][*slot] = Some(Handle { inode, access: *access, older: None });
             }
-            Operation::HandleRead { view, slot } => return self.bytes(*view, self.handle(*view, *slot).inode),
+            Operation::HandleRead { view, slot } => {
+                let handle = self.handle(*view, *slot);
+                return Ok(match (self.bytes(*view, handle.inode)?, &handle.older) {
+                    (Outcome::Bytes(newer), Some(older)) => Outcome::EitherBytes(older.clone(), newer),
+                    (bytes, _) => bytes,
+                });
+            }
             Operation::HandleWrite { view, slot, offset, bytes } => {
                 let index = self.handle(*view, *slot).inode;
                 self.edit(*view, index, |content| write(content, *offset, &bytes.make()));
@@ -204,16 +224,16 @@ impl Reference {
             }
             Operation::HandleSync { view, slot } => self.commit(*view, self.handle(*view, *slot).inode),
             Operation::HandleClose { view, slot } => {
-                let handle = self.handle(*view, *slot);
-                self.commit(*view, handle.inode);
+                let inode = self.handle(*view, *slot).inode;
+                self.commit(*view, inode);
                 self.handles[*view][*slot] = None;
             }
         }
         Ok(Outcome::Done)
     }
 
-    fn handle(&self, view: View, slot: Slot) -> Handle {
-        self.handles[view][slot].expect("looked at before")
+    fn handle(&self, view: View, slot: Slot) -> &Handle {
+        self.handles[view][slot].as_ref().expect("looked at before")
     }
 
     /// A file that a view opens; from now on the view shows its newest version.
@@ -225,7 +245,14 @@ impl Reference {
             Kind::Link(_) => unreachable!("followed"),
             Kind::File(content) => match &content.unsaved {
                 Some((owner, _)) if *owner == view => {}
-                _ => content.shown[view] = content.committed.clone(),
+                _ if content.shown[view] == content.committed => {}
+                _ => {
+                    let older = std::mem::replace(&mut content.shown[view], content.committed.clone());
+                    let handles = self.handles[view].iter_mut().flatten();
+                    for handle in handles.filter(|handle| handle.inode == index && handle.older.is_none()) {
+                        handle.older = Some(older.clone());
+                    }
+                }
             },
         }
         Ok(index)
