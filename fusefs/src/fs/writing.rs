@@ -348,7 +348,7 @@ impl FileSystem {
             },
             _ => tracing::error!(%error, inode = %unsaved.inode(), "a change of size could not be saved"),
         }
-        unsaved.give_up(unsaved.base());
+        unsaved.give_all_up();
         self.invalidations.send([Invalidation::Content(unsaved.inode()), Invalidation::Attributes(unsaved.inode())]);
     }
 

@@ -66,6 +66,17 @@ pub struct Written {
     pub filled: Vec<ByteRange>,
 }
 
+/// Where the bytes of a range were at one moment.
+pub struct Plan {
+    /// In order.
+    pub pieces: Vec<(ByteRange, Source)>,
+    /// For those that are there.
+    pub base: Base,
+    /// For those that are there.
+    pub file: Option<Arc<SpoolFile>>,
+    moves: u64,
+}
+
 /// All that a save needs, as of the moment that it began.
 pub struct Save {
     /// Settle this when it is done.
@@ -113,6 +124,8 @@ struct Inner {
     early: BTreeMap<u64, Early>,
     wasted: u32,
     writers: usize,
+    /// How often bytes of the spool moved to another offset or went.
+    moves: u64,
 }
 
 impl Unsaved {
@@ -139,6 +152,7 @@ impl Unsaved {
             early: BTreeMap::new(),
             wasted: 0,
             writers: 0,
+            moves: 0,
         };
         let segment_bytes = segment_bytes.max(1);
         Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
@@ -229,16 +243,16 @@ impl Unsaved {
     ///
     /// Errors: the spool's disk; nothing is entered then.
     pub fn write(&self, at: At, bytes: &[u8], now_ns: i64) -> io::Result<Written> {
-        let file = self.file()?;
+        // Held over the write: the end must stay where it is, and the bytes with it, until they are entered.
+        let mut inner = self.inner.lock();
+        let file = self.file_of(&mut inner)?;
         file.check_room(bytes.len() as u64)?;
-        // The kernel lets one write to a file through at a time, so the end stays where it is meanwhile.
         let start = match at {
             At::Offset(offset) => offset,
-            At::End => self.inner.lock().pieces.size(),
+            At::End => inner.pieces.size(),
         };
         let range = ByteRange::at(start, bytes.len() as u64);
         file.write(start, bytes)?;
-        let mut inner = self.inner.lock();
         let stamp = inner.change(now_ns);
         if at != At::End {
             inner.not_appended = Some(stamp);
@@ -250,16 +264,13 @@ impl Unsaved {
 
     /// Cut it or stretch it with a hole.
     pub fn resize(&self, size: u64, now_ns: i64) -> io::Result<()> {
-        let old = self.inner.lock().pieces.size();
-        {
-            let mut inner = self.inner.lock();
-            let stamp = inner.change(now_ns);
-            inner.not_appended = Some(stamp);
-            inner.pieces.resize(size, stamp);
-            // truncate(2) to the size that it has is a change all the same.
-            inner.forget_early(ByteRange { start: size.min(old), end: old.max(size) }, self.segment_bytes);
-        }
-        match self.inner.lock().file.clone() {
+        let mut inner = self.inner.lock();
+        let old = inner.pieces.size();
+        let stamp = inner.change(now_ns);
+        inner.not_appended = Some(stamp);
+        inner.pieces.resize(size, stamp);
+        inner.forget_early(ByteRange { start: size.min(old), end: old.max(size) }, self.segment_bytes);
+        match &inner.file {
             Some(file) if size < old => file.cut(size),
             _ => Ok(()),
         }
@@ -267,15 +278,12 @@ impl Unsaved {
 
     /// Make zeros of a range; the size stays.
     pub fn punch(&self, range: ByteRange, now_ns: i64) {
-        let file = {
-            let mut inner = self.inner.lock();
-            let stamp = inner.change(now_ns);
-            inner.not_appended = Some(stamp);
-            inner.pieces.punch(range, stamp);
-            inner.forget_early(range, self.segment_bytes);
-            inner.file.clone()
-        };
-        if let Some(file) = file {
+        let mut inner = self.inner.lock();
+        let stamp = inner.change(now_ns);
+        inner.not_appended = Some(stamp);
+        inner.pieces.punch(range, stamp);
+        inner.forget_early(range, self.segment_bytes);
+        if let Some(file) = &inner.file {
             file.forget(range);
         }
     }
@@ -294,10 +302,20 @@ impl Unsaved {
         true
     }
 
-    /// Where the bytes of a range are, in order; and the base, for those that are there.
-    pub fn plan(&self, range: ByteRange) -> (Vec<(ByteRange, Source)>, Base, Option<Arc<SpoolFile>>) {
+    /// Where the bytes of a range are, in order.
+    pub fn plan(&self, range: ByteRange) -> Plan {
         let inner = self.inner.lock();
-        (inner.pieces.over(range).collect(), inner.base.clone(), inner.file.clone())
+        Plan {
+            pieces: inner.pieces.over(range).collect(),
+            base: inner.base.clone(),
+            file: inner.file.clone(),
+            moves: inner.moves,
+        }
+    }
+
+    /// Whether what a plan says still lies where it says.
+    pub fn holds(&self, plan: &Plan) -> bool {
+        self.inner.lock().moves == plan.moves
     }
 
     /// A segment that is sent already; forgotten if it was written since it was looked at.
@@ -362,9 +380,23 @@ impl Unsaved {
         inner.base = base;
     }
 
-    /// Give up what is unsaved: the file is `base` again.
-    pub fn give_up(&self, base: Base) {
-        self.inner.lock().restart(base);
+    /// What was unsaved at `stamp` is given up, as another file has it: this one is `base`, with what was written since.
+    pub fn give_up(&self, stamp: Stamp, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces.settle(stamp);
+        if !inner.pieces.is_dirty() {
+            return inner.restart(base);
+        }
+        inner.pieces = inner.pieces.over_base(base.manifest.size());
+        inner.base = base;
+        inner.early.clear();
+    }
+
+    /// All that is unsaved is given up; whoever calls this has kept it elsewhere.
+    pub fn give_all_up(&self) {
+        let mut inner = self.inner.lock();
+        let base = inner.base.clone();
+        inner.restart(base);
     }
 
     /// Put what was appended behind another base.
@@ -379,6 +411,7 @@ impl Unsaved {
         inner.stamp += 1;
         let stamp = inner.stamp;
         inner.pieces = inner.pieces.moved(old, new, stamp);
+        inner.moves += 1;
         inner.early.clear();
         inner.base = base;
         Ok(())
@@ -395,11 +428,14 @@ impl Unsaved {
 
     /// Its data file, made if there is none.
     pub fn file(&self) -> io::Result<Arc<SpoolFile>> {
-        let mut inner = self.inner.lock();
+        self.file_of(&mut self.inner.lock())
+    }
+
+    fn file_of(&self, inner: &mut Inner) -> io::Result<Arc<SpoolFile>> {
         if let Some(file) = &inner.file {
             return Ok(file.clone());
         }
-        let file = Arc::new(self.spool.begin(|number| self.blank(&inner, number))?);
+        let file = Arc::new(self.spool.begin(|number| self.blank(inner, number))?);
         inner.file = Some(file.clone());
         Ok(file)
     }
@@ -438,6 +474,7 @@ impl Inner {
         self.pieces = Pieces::new(base.manifest.size());
         self.base = base;
         self.file = None;
+        self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         self.not_appended = None;
         self.early.clear();

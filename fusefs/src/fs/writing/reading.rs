@@ -11,7 +11,7 @@ use crate::errno::Errno;
 use crate::fs::content::{OpenContent, Version};
 use crate::fs::reading::Whence;
 use crate::write::pieces::slices;
-use crate::write::unsaved::Base;
+use crate::write::unsaved::{Base, Plan};
 
 impl FileSystem {
     /// Bytes of a file under way; fewer than asked for only at its end.
@@ -21,17 +21,26 @@ impl FileSystem {
         range: ByteRange,
         deadline: Instant,
     ) -> Result<Bytes, Errno> {
-        let (plan, base, file) = written.unsaved.plan(range);
+        loop {
+            let plan = written.unsaved.plan(range);
+            let bytes = self.read_plan(written, &plan, deadline).await;
+            // What was appended may have moved while it was read; each such move is a commit of another mount.
+            if written.unsaved.holds(&plan) {
+                return bytes;
+            }
+        }
+    }
+
+    async fn read_plan(&self, written: &Written, plan: &Plan, deadline: Instant) -> Result<Bytes, Errno> {
         let mut all = BytesMut::new();
-        let single = plan.len() == 1;
-        for (range, source) in plan {
-            let bytes = match (source, &file) {
-                (Source::Spool, Some(file)) => file.read(range).map_err(|error| spool_error(&error))?,
+        for (range, source) in &plan.pieces {
+            let bytes = match (source, &plan.file) {
+                (Source::Spool, Some(file)) => file.read(*range).map_err(|error| spool_error(&error))?,
                 (Source::Spool, None) => return Err(Errno::IO),
                 (Source::Hole, _) => zeros(range.len())?,
-                (Source::Base, _) => self.read_base(written, &base, range, deadline).await?,
+                (Source::Base, _) => self.read_base(written, &plan.base, *range, deadline).await?,
             };
-            if single {
+            if plan.pieces.len() == 1 {
                 return Ok(bytes);
             }
             all.extend_from_slice(&bytes);
@@ -61,9 +70,9 @@ impl FileSystem {
         if offset >= size {
             return None;
         }
-        let (plan, base, _) = written.unsaved.plan(ByteRange { start: offset, end: size });
+        let plan = written.unsaved.plan(ByteRange { start: offset, end: size });
         let mut at = offset;
-        for (range, source) in plan {
+        for (range, source) in plan.pieces {
             let extents: Vec<Extent> = match source {
                 Source::Hole => vec![Extent::Hole { length: range.len() }],
                 Source::Spool if whence == Whence::Data => return Some(at),
@@ -71,7 +80,7 @@ impl FileSystem {
                     at = range.end;
                     continue;
                 }
-                Source::Base => slices(&base.manifest, range).collect(),
+                Source::Base => slices(&plan.base.manifest, range).collect(),
             };
             for extent in extents {
                 if matches!(extent, Extent::Data { .. }) == (whence == Whence::Data) {

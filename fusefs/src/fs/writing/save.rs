@@ -26,6 +26,8 @@ use crate::write::unsaved::{Base, Save};
 const AT_ONCE: usize = 32;
 /// How often a file is sent whose segments were lost, or that changed, before its commit.
 const ATTEMPTS: u32 = 8;
+/// A version that no file has.
+const NO_VERSION: u64 = 0;
 /// Pauses while nobody answers.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -59,9 +61,10 @@ impl FileSystem {
         // Whoever saves it now ends by its own timeouts; several of them may come one after the other.
         let turn = tokio::time::timeout(writing.timeout * 2, unsaved.saving.lock());
         let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
-        for _ in 0..ATTEMPTS {
+        let inode = unsaved.inode();
+        let (mut attempts, deadline) = (0, Instant::now() + writing.timeout);
+        while attempts < ATTEMPTS && Instant::now() < deadline {
             let Some(save) = unsaved.begin_save() else { return Ok(Saved::Here) };
-            let inode = unsaved.inode();
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
                 return Ok(Saved::Nameless);
@@ -71,21 +74,24 @@ impl FileSystem {
             }
             match self.try_save(writing, written, &save, level).await {
                 Ok(()) => return Ok(Saved::Here),
-                Err(Setback::Again) => {}
+                Err(Setback::Again) => attempts += 1,
                 Err(Setback::Failed(error)) => return Err(error),
                 Err(Setback::Raced(winner)) => {
                     let version = self.version_of(&winner, None).await?;
                     let base = base_of(&winner, &version);
+                    // What is open here is of the winner's from now on; the kernel has pages of both.
+                    self.open.saved(winner, version, NO_VERSION);
                     if !save.appended {
                         self.lose(writing, written, &save, base).await?;
                         return Err(Errno::STALE);
                     }
+                    // Not an attempt: others got on, and with them the file.
                     unsaved.rebase(base).map_err(|error| spool_error(&error))?;
                     self.show_anew(inode);
                 }
             }
         }
-        tracing::error!(inode = %unsaved.inode(), "save a file: it changes, or its segments are lost, again and again");
+        tracing::error!(%inode, "save a file: it changes, or its segments are lost, again and again");
         Err(Errno::IO)
     }
 
@@ -199,7 +205,7 @@ impl FileSystem {
     ) -> Result<(), Errno> {
         let inode = written.unsaved.inode();
         self.write_conflict_copy(writing, inode, save).await?;
-        written.unsaved.give_up(winner);
+        written.unsaved.give_up(save.stamp, winner);
         self.show_anew(inode);
         Ok(())
     }

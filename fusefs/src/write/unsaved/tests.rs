@@ -33,8 +33,8 @@ fn what_is_written_while_it_is_saved_stays_unsaved() {
     file.settle(save.stamp, base(3, 10));
     assert!(!file.is_dirty());
     assert_eq!(file.shape().modified_ns, None);
-    let (plan, ..) = file.plan(ByteRange::at(0, 10));
-    assert_eq!(plan[1], (ByteRange::at(3, 3), Source::Spool), "it is still read from here");
+    let plan = file.plan(ByteRange::at(0, 10));
+    assert_eq!(plan.pieces[1], (ByteRange::at(3, 3), Source::Spool), "it is still read from here");
 }
 
 #[test]
@@ -74,8 +74,13 @@ fn a_clean_file_meets_a_newer_version_and_an_unsaved_one_does_not() {
     assert_eq!(file.shape().size, 20);
     file.write(At::Offset(0), b"a", 0).unwrap();
     assert!(!file.meet(&base(3, 30)));
-    file.give_up(base(3, 30));
-    assert_eq!((file.shape().size, file.is_dirty()), (30, false));
+    let stamp = file.begin_save().unwrap().stamp;
+    file.write(At::Offset(40), b"b", 0).unwrap();
+    file.give_up(stamp, base(3, 30));
+    let save = file.begin_save().unwrap();
+    assert_eq!(save.pieces.unsaved_in_spool(), [ByteRange::at(40, 1)], "written after what was given up");
+    file.give_up(save.stamp, base(4, 20));
+    assert_eq!((file.shape().size, file.is_dirty()), (20, false));
 }
 
 #[test]

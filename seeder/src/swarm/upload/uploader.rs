@@ -372,16 +372,23 @@ impl Inner {
     }
 }
 
-/// Gather segments into batches and send each on its way, until nobody can add any.
+/// Gather segments into batches and send each on its way, until nobody can add any or `stop`.
 async fn batches(inner: std::sync::Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
     let on_their_way = Arc::new(Semaphore::new(BATCHES));
-    while let Some(first) = jobs.recv().await {
+    loop {
+        let first = tokio::select! {
+            first = jobs.recv() => first,
+            () = stop.cancelled() => None,
+        };
+        let Some(first) = first else { break };
+        // Alone it waits for nothing: a file that is being closed is waited for.
+        let alone = jobs.is_empty() && on_their_way.available_permits() == BATCHES;
         let Ok(permit) = on_their_way.clone().acquire_owned().await else { return };
         let mut bytes = u64::from(first.segment.length);
         let mut batch = vec![first];
         let linger = tokio::time::sleep(LINGER);
         tokio::pin!(linger);
-        while batch.len() < BATCH_SEGMENTS && bytes < BATCH_BYTES {
+        while !alone && batch.len() < BATCH_SEGMENTS && bytes < BATCH_BYTES {
             let next = tokio::select! {
                 biased;
                 next = jobs.recv() => next,
@@ -406,6 +413,12 @@ async fn batches(inner: std::sync::Weak<Inner>, mut jobs: mpsc::UnboundedReceive
                 }
             }
         });
+    }
+    // Whoever waits for what is left, or adds to it, is told.
+    jobs.close();
+    while let Some(job) = jobs.recv().await {
+        let Some(inner) = inner.upgrade() else { return };
+        inner.finish(job.segment, Err(UploadError::Stopping));
     }
 }
 
