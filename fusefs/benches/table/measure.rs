@@ -71,6 +71,12 @@ fn free_bytes() -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
 }
 
+/// Have the kernel forget names and attributes, of whatever file system.
+pub(crate) fn forget_names() {
+    seconds("sync");
+    std::fs::write("/proc/sys/vm/drop_caches", "2").expect("drop the kernel's caches, as root");
+}
+
 /// Read a local file once so that it is in the page cache.
 pub(crate) fn preload(path: &Path) {
     seconds(&format!("cat '{}' > /dev/null", path.display()));

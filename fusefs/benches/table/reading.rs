@@ -5,9 +5,10 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
+use super::costs::Costs;
 use super::harness::swarm::Mounted;
 use super::harness::{MountOptions, Swarm, write_random};
-use super::measure::{cpu_seconds, output, peak_mib, preload, seconds, settle};
+use super::measure::{output, preload, seconds, settle};
 use super::memory_fs;
 use super::report::{Report, median, ratio, spread};
 use super::sshfs::Sshd;
@@ -17,7 +18,7 @@ const GIB: u64 = 1 << 30;
 pub(crate) fn run(report: &mut Report) {
     let mut swarm = Swarm::start(3);
     let source = swarm.scratch("source");
-    std::fs::create_dir_all(&source).unwrap();
+    std::fs::create_dir_all(&source).expect("make the source's folder");
     let sshd = Sshd::start(&swarm.scratch("sshd"));
     if report.wants("sequential") || report.wants("random") || report.wants("warm") {
         write_random(&source.join("large"), GIB, 1);
@@ -89,7 +90,7 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
             let session = memory_fs::mount(&folder, GIB);
             settle();
             ceiling.push(1024.0 / seconds(&format!("{command}{}", folder.join("large").display())));
-            session.umount_and_join().unwrap();
+            session.umount_and_join().expect("unmount: nobody uses it any more");
             preload(&source.join("large"));
             let folder = swarm.scratch("ssh");
             let read = |rates: &mut Vec<f64>, mounted| {
@@ -102,7 +103,7 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
             let copy = swarm.scratch("copy");
             settle();
             raw.push(1024.0 / seconds(&format!("cp {} {}", source.join("large").display(), copy.display())));
-            std::fs::remove_file(copy).unwrap();
+            std::fs::remove_file(copy).expect("remove what cp made");
         }
         report.row(&[
             format!("`{}`", command.split_whitespace().next().unwrap_or_default()),
@@ -131,40 +132,6 @@ fn sequential(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path
     row("swarmfs (mount)", |c| c.mount_cpu, |c| c.mount_peak);
     row("swarm-seeder, all three together; memory: the largest", |c| c.seeders_cpu, |c| c.seeders_peak);
     row("swarm-tracker", |c| c.tracker_cpu, |c| c.tracker_peak);
-}
-
-/// CPU used so far and the peak of memory, by process.
-#[derive(Clone, Copy)]
-struct Costs {
-    mount_cpu: f64,
-    seeders_cpu: f64,
-    tracker_cpu: f64,
-    mount_peak: f64,
-    seeders_peak: f64,
-    tracker_peak: f64,
-}
-
-impl Costs {
-    fn now(swarm: &Swarm, mount: &Mounted) -> Self {
-        let pids: Vec<u32> = swarm.seeders.iter().map(|seeder| seeder.pid()).collect();
-        Self {
-            mount_cpu: cpu_seconds(mount.daemon.pid()),
-            seeders_cpu: pids.iter().map(|pid| cpu_seconds(*pid)).sum(),
-            tracker_cpu: cpu_seconds(swarm.tracker.pid()),
-            mount_peak: peak_mib(mount.daemon.pid()),
-            seeders_peak: pids.iter().map(|pid| peak_mib(*pid)).fold(0.0, f64::max),
-            tracker_peak: peak_mib(swarm.tracker.pid()),
-        }
-    }
-
-    fn since(self, before: &Self) -> Self {
-        Self {
-            mount_cpu: self.mount_cpu - before.mount_cpu,
-            seeders_cpu: self.seeders_cpu - before.seeders_cpu,
-            tracker_cpu: self.tracker_cpu - before.tracker_cpu,
-            ..self
-        }
-    }
 }
 
 /// End a mount and delete its cache, so that the disk does not fill.
@@ -214,8 +181,9 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
                  --number_ios={reads} --norandommap --randseed={seed} --allrandrepeat=0 --invalidate=0 --group_reporting --output-format=json",
                 path.display()
             );
-            let got: serde_json::Value = serde_json::from_str(&output(&line)).unwrap();
-            (got["jobs"][0]["read"]["iops"].as_f64().unwrap(), got["jobs"][0]["read"]["total_ios"].as_f64().unwrap())
+            let got: serde_json::Value = serde_json::from_str(&output(&line)).expect("fio writes JSON");
+            let figure = |name: &str| got["jobs"][0]["read"][name].as_f64().expect("fio counts what it read");
+            (figure("iops"), figure("total_ios"))
         };
         let (mut ours, mut network, mut ssh, mut moved) = (vec![], vec![], vec![], vec![]);
         for round in 0..report.rounds {
@@ -248,7 +216,7 @@ fn random(report: &mut Report, swarm: &mut Swarm, sshd: &Sshd, source: &Path) {
     let first = |path: &Path| {
         let began = Instant::now();
         let mut byte = [0];
-        File::open(path).unwrap().read_exact(&mut byte).unwrap();
+        File::open(path).and_then(|mut file| file.read_exact(&mut byte)).expect("read a byte of a file that was put");
         began.elapsed().as_secs_f64() * 1e3
     };
     let (mut ours, mut network, mut ssh) = (vec![], vec![], vec![]);

@@ -9,18 +9,27 @@ pub(crate) struct Report {
     only: Option<String>,
     /// Rounds of each row.
     pub(crate) rounds: usize,
+    /// By what the amounts of the rows that write are divided.
+    shrink: u64,
     sections: Vec<(String, Vec<String>)>,
 }
 
 impl Report {
     pub(crate) fn new() -> Self {
-        let rounds = std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
-        Self { only: std::env::var("BENCH_ONLY").ok(), rounds, sections: Vec::new() }
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+        let rounds = number("BENCH_ROUNDS").map_or(5, |rounds| rounds as usize);
+        let shrink = number("BENCH_SHRINK").map_or(1, |shrink| shrink.max(1).into());
+        Self { only: std::env::var("BENCH_ONLY").ok(), rounds, shrink, sections: Vec::new() }
     }
 
     /// Whether the rows of this name are wanted.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// An amount of a row that writes, as it is asked for.
+    pub(crate) fn shrunk(&self, amount: u64) -> u64 {
+        (amount / self.shrink).max(1)
     }
 
     pub(crate) fn section(&mut self, title: &str, columns: &[&str]) {
@@ -36,8 +45,8 @@ impl Report {
     }
 
     pub(crate) fn finish(self) {
-        if self.only.is_some() {
-            eprintln!("\nnot written: only some rows were measured");
+        if self.only.is_some() || self.shrink > 1 {
+            eprintln!("\nnot written: only some rows were measured, or less than they name");
             return;
         }
         let mut text = String::from("# Benchmarks\n\n");
@@ -47,7 +56,9 @@ impl Report {
              kernel's and the mount's caches are empty, the seeders' data is in the page cache, and from the \
              second round on was verified by them less than ten minutes before (ADR 8). Three seeders, all on one \
              machine, whose files a mount there reads itself (ADR 9); `over the network` are the same with \
-             `--no-local-reads`, as from other machines but for the wire. Quote the ratios: the machine is shared and noisy.\n",
+             `--no-local-reads`, as from other machines but for the wire. What is written in a mount goes to two seeders, \
+             two replicas; sshfs and the memory-only file system keep one copy, and sshfs's is safe from a power cut \
+             only after an `fsync`. Each is mounted anew for each round. Quote the ratios: the machine is shared and noisy.\n",
             self.rounds
         );
         let _ = writeln!(text, "Machine: {}.\n", machine());
@@ -55,7 +66,7 @@ impl Report {
             let _ = writeln!(text, "## {title}\n\n{}\n", rows.join("\n"));
         }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).expect("write docs/BENCHMARKS.md");
         eprintln!("\nwritten: {}", path.display());
     }
 }

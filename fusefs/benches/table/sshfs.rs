@@ -17,8 +17,8 @@ pub(crate) struct Sshd {
 
 impl Sshd {
     pub(crate) fn start(folder: &Path) -> Self {
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::create_dir_all("/run/sshd").unwrap();
+        std::fs::create_dir_all(folder).expect("make sshd's folder");
+        std::fs::create_dir_all("/run/sshd").expect("make /run/sshd, as root");
         let at = folder.display();
         seconds(&format!("ssh-keygen -q -t ed25519 -N '' -f {at}/host; ssh-keygen -q -t ed25519 -N '' -f {at}/user"));
         let port = free_port();
@@ -26,14 +26,14 @@ impl Sshd {
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host\nAuthorizedKeysFile {at}/user.pub\nStrictModes no\n\
              UsePAM no\nPermitRootLogin yes\nPidFile none\nSubsystem sftp /usr/lib/openssh/sftp-server\n"
         );
-        std::fs::write(folder.join("config"), config).unwrap();
+        std::fs::write(folder.join("config"), config).expect("write sshd's configuration");
         let child = Command::new("/usr/sbin/sshd")
             .args(["-D", "-f"])
             .arg(folder.join("config"))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
+            .expect("start sshd: `make setup-bench` installs it");
         Self { child, port, folder: folder.to_owned() }
     }
 
@@ -50,7 +50,7 @@ impl Sshd {
     }
 
     fn mount_with(&self, source: &Path, target: &Path, options: &str) -> SshMount {
-        std::fs::create_dir_all(target).unwrap();
+        std::fs::create_dir_all(target).expect("make the mount point");
         let line = format!(
             "sshfs -p {} -o IdentityFile={}/user,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR{options} root@127.0.0.1:{} {}",
             self.port,
@@ -59,7 +59,7 @@ impl Sshd {
             target.display()
         );
         eventually("sshfs mounts", Duration::from_secs(10), || {
-            Command::new("bash").args(["-c", &line]).stderr(Stdio::null()).status().unwrap().success()
+            Command::new("bash").args(["-c", &line]).stderr(Stdio::null()).status().expect("start bash").success()
         });
         SshMount { target: target.to_owned() }
     }

@@ -26,7 +26,7 @@ pub(crate) fn run(report: &mut Report) {
         "Tracker, over real gRPC connections, per core-second of the server",
         &["work", "a core-second", "goal"],
     );
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Runtime::new().expect("start a runtime");
     runtime.block_on(measure(report));
 }
 
@@ -37,7 +37,8 @@ async fn measure(report: &mut Report) {
     let channels: Vec<Channel> = {
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
-            channels.push(Channel::from_shared(url.clone()).unwrap().connect().await.unwrap());
+            let endpoint = Channel::from_shared(url.clone()).expect("the URL of a tracker that runs");
+            channels.push(endpoint.connect().await.expect("connect to a tracker that runs"));
         }
         channels
     };
@@ -70,9 +71,9 @@ async fn measure(report: &mut Report) {
         }
         let (send, receive) = tokio::sync::mpsc::channel(4);
         let mut client = HoldersClient::new(channels[seeder % CONNECTIONS].clone());
-        let orders = client.announce(tokio_stream::wrappers::ReceiverStream::new(receive)).await.unwrap();
+        let orders = client.announce(tokio_stream::wrappers::ReceiverStream::new(receive)).await.expect("announce");
         for message in messages {
-            send.send(message).await.unwrap();
+            send.send(message).await.expect("the stream is open");
         }
         streams.push((send, orders));
     }
@@ -87,8 +88,11 @@ async fn measure(report: &mut Report) {
             let start = (turn * 7_919 * BATCH) % (SEGMENTS - BATCH);
             let request = locate(&ids[start..start + BATCH]);
             async move {
-                let reply =
-                    HoldersClient::new(channel).max_decoding_message_size(16 << 20).locate(request).await.unwrap();
+                let reply = HoldersClient::new(channel)
+                    .max_decoding_message_size(16 << 20)
+                    .locate(request)
+                    .await
+                    .expect("locate");
                 assert_eq!(reply.into_inner().counts.len(), BATCH);
                 BATCH
             }
@@ -108,7 +112,7 @@ async fn measure(report: &mut Report) {
             let start = (turn * 7_919) % SEGMENTS;
             let request = locate(&ids[start..=start]);
             async move {
-                HoldersClient::new(channel).locate(request).await.unwrap();
+                HoldersClient::new(channel).locate(request).await.expect("locate");
                 1
             }
         }
@@ -119,7 +123,7 @@ async fn measure(report: &mut Report) {
     let began = cpu_seconds(pid);
     let lookups = fan_out(&channels, 20_000, |channel, _| async move {
         let request = v1::GetNodeRequest { inode: 1, min_revision: 0, current: false, with_manifest: false };
-        CatalogClient::new(channel).get_node(request).await.unwrap();
+        CatalogClient::new(channel).get_node(request).await.expect("look up the root");
         1
     })
     .await;
@@ -179,7 +183,7 @@ where
     }
     let mut done = 0;
     for task in tasks {
-        done += task.await.unwrap();
+        done += task.await.expect("a task that did not panic");
     }
     done
 }
@@ -188,7 +192,7 @@ async fn wait_for_holders(channel: &Channel, ids: &[SegmentId]) {
     let began = Instant::now();
     loop {
         let tail = locate(&ids[ids.len() - 1_000..]);
-        let reply = HoldersClient::new(channel.clone()).locate(tail).await.unwrap().into_inner();
+        let reply = HoldersClient::new(channel.clone()).locate(tail).await.expect("locate").into_inner();
         if reply.counts.iter().all(|count| *count == 3) {
             return;
         }
