@@ -60,9 +60,10 @@ fn notes_in(spool: &Path) -> usize {
 fn one_full_seeder_is_gone_round() {
     let mut swarm = Swarm::start_with(0, &[], &[]);
     let Some(_disk) = SmallDisk::at(swarm.seeder_data(0), 24) else { return };
-    for _ in 0..3 {
-        swarm.add_seeder(&[]);
-    }
+    // It believes that it has room.
+    swarm.add_seeder(&["--capacity", "1GiB"]);
+    swarm.add_seeder(&[]);
+    swarm.add_seeder(&[]);
     swarm.wait_live(3);
     let (mount, second) = (swarm.mount(), swarm.mount());
     for index in 0..10 {
@@ -83,7 +84,7 @@ fn with_all_seeders_full_close_and_fsync_say_so_keep_the_bytes_and_work_again_wh
         return;
     }
     for _ in 0..2 {
-        swarm.add_seeder(&[]);
+        swarm.add_seeder(&["--capacity", "1GiB"]);
     }
     swarm.wait_live(2);
     let (mount, second) = (swarm.mount(), swarm.mount());
@@ -148,7 +149,7 @@ fn with_the_spools_disk_full_write_says_so_and_works_again_when_it_is_freed() {
         })
         .expect("the disk is full some time");
     assert_eq!(error.raw_os_error(), NO_SPACE, "{error}");
-    assert_eq!(other.write_all(b"x").unwrap_err().raw_os_error(), NO_SPACE);
+    assert_eq!(other.write_all(&noise(3, MIB)).unwrap_err().raw_os_error(), NO_SPACE);
     // What was written is there, is read, and is saved.
     assert!(std::fs::read(mount.path("first")).unwrap() == bytes);
     close(first).unwrap();

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -15,7 +18,7 @@ use crate::harness::data::{close, noise};
 use crate::harness::swarm::{Mounted, drop_caches};
 use crate::harness::{MountOptions, Swarm, eventually, rounds};
 
-const THREADS: usize = 4;
+const WRITERS: usize = 4;
 const FILES: usize = 6;
 const MIB: usize = 1024 * 1024;
 
@@ -77,29 +80,86 @@ fn write_version(folder: &Path, name: &str, bytes: &[u8], way: usize) -> std::io
     }
 }
 
-fn write_until(stop: &AtomicBool, acknowledged: &AtomicUsize, folder: &Path, thread: usize) -> History {
-    let mut rng = SmallRng::seed_from_u64(thread as u64);
-    let mut history = History::default();
+/// A process that writes files until it is told to stop, and says of each what became of it.
+///
+/// Shape: a process of its own, since a program that is started by one that has files open closes them once more: the
+///        tracker would be saving files before it is there.
+struct Writer {
+    child: Child,
+    history: JoinHandle<History>,
+}
+
+const FOLDER: &str = "SWARM_TEST_WRITER_FOLDER";
+const NUMBER: &str = "SWARM_TEST_WRITER_NUMBER";
+const SAYS: &str = "writer says: ";
+
+impl Writer {
+    fn start(folder: &Path, number: usize, acknowledged: &Arc<AtomicUsize>) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["killed_writers::writes_until_its_input_ends", "--exact", "--ignored", "--nocapture"])
+            .env(FOLDER, folder)
+            .env(NUMBER, number.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (told, acknowledged) = (BufReader::new(child.stdout.take().unwrap()), acknowledged.clone());
+        let history = std::thread::spawn(move || {
+            let mut history = History::default();
+            for line in told.lines() {
+                let line = line.unwrap();
+                let Some((_, said)) = line.split_once(SAYS) else { continue };
+                let words: Vec<&str> = said.splitn(4, ' ').collect();
+                let [name, version, way, outcome] = words[..] else { panic!("a writer said {said:?}") };
+                let versions = history.files.entry(name.to_owned()).or_default();
+                versions.tried = version.parse().unwrap();
+                match outcome {
+                    "begins" => continue,
+                    "acknowledged" => {
+                        versions.acknowledged = versions.tried;
+                        acknowledged.fetch_add(1, Ordering::Relaxed);
+                    }
+                    error => versions.failed.push(error.to_owned()),
+                }
+                versions.how.push(format!("{version} way {way}: {outcome}"));
+            }
+            history
+        });
+        Self { child, history }
+    }
+
+    /// Let it finish what it is at.
+    fn stop(mut self) -> History {
+        drop(self.child.stdin.take());
+        let history = self.history.join().unwrap();
+        assert!(self.child.wait().unwrap().success());
+        history
+    }
+}
+
+#[test]
+#[ignore = "not a test: the process that `Writer` starts"]
+fn writes_until_its_input_ends() {
+    let (Some(folder), Ok(number)) = (std::env::var_os(FOLDER), std::env::var(NUMBER)) else { return };
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    std::thread::spawn(move || {
+        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        told.store(true, Ordering::Relaxed);
+    });
+    let mut rng = SmallRng::seed_from_u64(number.parse().unwrap());
+    let mut tried = HashMap::new();
     while !stop.load(Ordering::Relaxed) {
-        let name = format!("{thread}-{}", rng.random_range(0..FILES));
-        let versions = history.files.entry(name.clone()).or_default();
-        versions.tried += 1;
-        let (version, way) = (versions.tried, rng.random_range(0..3));
-        match write_version(folder, &name, &content_of(&name, version), way) {
-            Ok(()) => {
-                versions.acknowledged = version;
-                versions.how.push(format!("{version} way {way} acknowledged"));
-                acknowledged.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => {
-                versions.how.push(format!("{version} way {way}: {error}"));
-                versions.failed.push(error.to_string());
-                // With nothing mounted there this fails at once: give the others the processor.
-                std::thread::yield_now();
-            }
+        let (name, way) = (format!("{number}-{}", rng.random_range(0..FILES)), rng.random_range(0..3));
+        let version = tried.entry(name.clone()).or_insert(0);
+        *version += 1;
+        println!("{SAYS}{name} {version} {way} begins");
+        match write_version(Path::new(&folder), &name, &content_of(&name, *version), way) {
+            Ok(()) => println!("{SAYS}{name} {version} {way} acknowledged"),
+            // With nothing mounted there this fails at once.
+            Err(error) => println!("{SAYS}{name} {version} {way} {error}"),
         }
     }
-    history
 }
 
 /// Which version a file is; the panic says what happened to it, if it is none or one before the last acknowledged.
@@ -163,30 +223,19 @@ fn nothing_acknowledged_is_lost_whatever_is_killed_while_files_are_written() {
     // What is written while nothing is mounted there must not go into the folder below.
     let folder = mount.path("files");
     std::fs::create_dir(&folder).unwrap();
-    let (stop, acknowledged) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let acknowledged = Arc::new(AtomicUsize::new(0));
     let mut rng = SmallRng::seed_from_u64(77);
-    let histories = std::thread::scope(|scope| {
-        let (stop, acknowledged, folder) = (&stop, &acknowledged, &folder);
-        let writers: Vec<_> =
-            (0..THREADS).map(|thread| scope.spawn(move || write_until(stop, acknowledged, folder, thread))).collect();
-        let killing = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for round in 0..rounds(3, 100) {
-                let enough = acknowledged.load(Ordering::Relaxed) + rng.random_range(5..40);
-                eventually("files are acknowledged", Duration::from_secs(90), || {
-                    acknowledged.load(Ordering::Relaxed) >= enough
-                });
-                kill_and_bring_back(&mut swarm, &mut mount, round % 3, &mut rng);
-            }
-            let enough = acknowledged.load(Ordering::Relaxed) + 10;
-            eventually("it goes on after the last one", Duration::from_secs(90), || {
-                acknowledged.load(Ordering::Relaxed) >= enough
-            });
-        }));
-        stop.store(true, Ordering::Relaxed);
-        let histories: Vec<History> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
-        killing.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        histories
-    });
+    let writers: Vec<Writer> = (0..WRITERS).map(|number| Writer::start(&folder, number, &acknowledged)).collect();
+    for round in 0..=rounds(3, 100) {
+        let enough = acknowledged.load(Ordering::Relaxed) + rng.random_range(5..40);
+        eventually("files are acknowledged", Duration::from_secs(90), || {
+            acknowledged.load(Ordering::Relaxed) >= enough
+        });
+        if round < rounds(3, 100) {
+            kill_and_bring_back(&mut swarm, &mut mount, round % 3, &mut rng);
+        }
+    }
+    let histories: Vec<History> = writers.into_iter().map(Writer::stop).collect();
     eprintln!("{} versions were acknowledged", acknowledged.load(Ordering::Relaxed));
     swarm.wait_live(3);
     let files: Vec<(&String, &Versions)> = histories.iter().flat_map(|history| &history.files).collect();
