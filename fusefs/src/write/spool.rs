@@ -89,6 +89,7 @@ impl Spool {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another mount uses it"));
         }
+        let had_journal = is_spool(folder);
         let left = note::left_in(folder)?;
         for note in &left {
             // From now on a note tells of it: the journal begins anew.
@@ -97,7 +98,13 @@ impl Spool {
         let journal = Journal::begin(&folder.join(journal::NAME))?;
         let most = note::all(folder)?.iter().map(|note| note.number).max().unwrap_or(0);
         for path in note::strays(folder)? {
-            tracing::warn!(path = %path.display(), "a file of the spool that nothing tells of is kept as it is");
+            match had_journal {
+                // The journal tells of a file before it gets its first unsaved byte.
+                true => std::fs::remove_file(path)?,
+                false => {
+                    tracing::warn!(path = %path.display(), "a file of a spool without a journal is kept as it is");
+                }
+            }
         }
         let spool = Self { folder: folder.to_owned(), journal, _lock: lock, next: AtomicU64::new(most + 1), floor };
         Ok((Arc::new(spool), left))
@@ -124,7 +131,7 @@ impl Spool {
             }
         };
         let file = SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(false) };
-        self.journal.tell(&Event::Begun(note(number)))?;
+        file.begun(note(number))?;
         Ok(file)
     }
 
@@ -239,6 +246,19 @@ impl SpoolFile {
             done += length;
         }
         Ok(())
+    }
+
+    /// It is about to get bytes that are not saved.
+    pub fn begun(&self, note: Note) -> io::Result<()> {
+        self.spool.journal.tell(&Event::Begun(note))
+    }
+
+    /// All that it has is saved.
+    pub fn saved(&self) {
+        if let Err(error) = self.spool.journal.tell(&Event::Saved(self.number)) {
+            // The next mount then finds that it is saved.
+            tracing::warn!(%error, "write the journal of the spool");
+        }
     }
 
     /// It is being saved: if this process dies, the next one goes on.

@@ -126,6 +126,8 @@ struct Inner {
     writers: usize,
     /// How often bytes of the spool moved to another offset or went.
     moves: u64,
+    /// The journal tells of its unsaved bytes.
+    told: bool,
 }
 
 impl Unsaved {
@@ -153,6 +155,7 @@ impl Unsaved {
             wasted: 0,
             writers: 0,
             moves: 0,
+            told: false,
         };
         let segment_bytes = segment_bytes.max(1);
         Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
@@ -190,7 +193,7 @@ impl Unsaved {
             inner.modified_ns = Some(note.modified_ns);
             inner.changed_ns = Some(note.modified_ns);
             inner.not_appended = (!note.appended).then_some(1);
-            inner.file = Some(Arc::new(file));
+            (inner.file, inner.told) = (Some(Arc::new(file)), true);
         }
         Ok(this)
     }
@@ -252,6 +255,10 @@ impl Unsaved {
             At::End => inner.pieces.size(),
         };
         let range = ByteRange::at(start, bytes.len() as u64);
+        if !inner.told {
+            file.begun(self.blank(&inner, file.number()))?;
+            inner.told = true;
+        }
         file.write(start, bytes)?;
         let stamp = inner.change(now_ns);
         if at != At::End {
@@ -357,6 +364,16 @@ impl Unsaved {
         if !inner.pieces.is_dirty() {
             (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
         }
+        self.tell_anew(&mut inner);
+    }
+
+    /// Tell the journal what is unsaved now, over which base.
+    fn tell_anew(&self, inner: &mut Inner) {
+        let Some(file) = inner.file.clone() else { return };
+        inner.told = inner.pieces.is_dirty() && file.begun(self.blank(inner, file.number())).is_ok();
+        if !inner.told {
+            file.saved();
+        }
     }
 
     /// The base is another now, and nothing of this mount differs from it.
@@ -378,6 +395,7 @@ impl Unsaved {
         let mut inner = self.inner.lock();
         inner.pieces = inner.pieces.over_base(base.manifest.size());
         inner.base = base;
+        self.tell_anew(&mut inner);
     }
 
     /// What was unsaved at `stamp` is given up, as another file has it: this one is `base`, with what was written since.
@@ -390,6 +408,7 @@ impl Unsaved {
         inner.pieces = inner.pieces.over_base(base.manifest.size());
         inner.base = base;
         inner.early.clear();
+        self.tell_anew(&mut inner);
     }
 
     /// All that is unsaved is given up; whoever calls this has kept it elsewhere.
@@ -414,6 +433,7 @@ impl Unsaved {
         inner.moves += 1;
         inner.early.clear();
         inner.base = base;
+        self.tell_anew(&mut inner);
         Ok(())
     }
 
@@ -436,13 +456,15 @@ impl Unsaved {
             return Ok(file.clone());
         }
         let file = Arc::new(self.spool.begin(|number| self.blank(inner, number))?);
-        inner.file = Some(file.clone());
+        (inner.file, inner.told) = (Some(file.clone()), true);
         Ok(file)
     }
 
     /// The data file, for whoever keeps it for a person.
     pub fn take_file(&self) -> Option<Arc<SpoolFile>> {
-        self.inner.lock().file.take()
+        let mut inner = self.inner.lock();
+        inner.told = false;
+        inner.file.take()
     }
 
     fn blank(&self, inner: &Inner, number: u64) -> Note {
@@ -473,7 +495,7 @@ impl Inner {
     fn restart(&mut self, base: Base) {
         self.pieces = Pieces::new(base.manifest.size());
         self.base = base;
-        self.file = None;
+        (self.file, self.told) = (None, false);
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         self.not_appended = None;

@@ -1,5 +1,6 @@
 //! Events of the spool, in order, each in one write, so that they survive the process.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
@@ -18,10 +19,12 @@ const LONG_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// It is about to get its first bytes.
+    /// It is about to get its first bytes that are not saved.
     Begun(Note),
     /// It is being saved.
     Saving(Note),
+    /// All that it has is saved.
+    Saved(SpoolNumber),
     /// It is gone, or a note of its own tells of it.
     Done(SpoolNumber),
 }
@@ -33,7 +36,8 @@ pub(super) struct Journal {
 struct Inner {
     file: File,
     length: u64,
-    open: u64,
+    /// Files with unsaved bytes.
+    open: HashSet<SpoolNumber>,
 }
 
 impl Journal {
@@ -41,7 +45,7 @@ impl Journal {
     pub(super) fn begin(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
         file.set_len(0)?;
-        Ok(Self { inner: Mutex::new(Inner { file, length: 0, open: 0 }) })
+        Ok(Self { inner: Mutex::new(Inner { file, length: 0, open: HashSet::new() }) })
     }
 
     pub(super) fn tell(&self, event: &Event) -> io::Result<()> {
@@ -51,11 +55,14 @@ impl Journal {
         inner.file.write_all(&line)?;
         inner.length += line.len() as u64;
         match event {
-            Event::Begun(_) => inner.open += 1,
-            Event::Done(_) => inner.open = inner.open.saturating_sub(1),
-            Event::Saving(_) => {}
+            Event::Begun(note) | Event::Saving(note) => {
+                inner.open.insert(note.number);
+            }
+            Event::Saved(number) | Event::Done(number) => {
+                inner.open.remove(number);
+            }
         }
-        if inner.open == 0 && inner.length > LONG_BYTES {
+        if inner.open.is_empty() && inner.length > LONG_BYTES {
             inner.file.set_len(0)?;
             inner.length = 0;
         }
@@ -71,7 +78,7 @@ pub(super) fn unfinished(text: &[u8]) -> Vec<Note> {
         match serde_json::from_slice(line) {
             Ok(Event::Begun(note)) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
             Ok(Event::Saving(note)) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
-            Ok(Event::Done(number)) => drop(open.remove(&number)),
+            Ok(Event::Saved(number) | Event::Done(number)) => drop(open.remove(&number)),
             Err(_) => {}
         }
     }

@@ -105,3 +105,25 @@ fn the_next_process_goes_on_where_this_one_died() {
     let extents = save.pieces.extents(&save.base.manifest, &sent).unwrap();
     assert_eq!(extents, [Extent::Hole { length: 20 }, Extent::whole(data)]);
 }
+
+#[test]
+fn what_was_saved_is_not_left_behind_and_what_was_written_since_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (saved, changed) = (unsaved(&folder, 10), tempfile::tempdir().unwrap());
+    saved.write(At::Offset(3), b"abc", 9).unwrap();
+    saved.settle(saved.begin_save().unwrap().stamp, base(2, 10));
+    saved.spool.abandon();
+    std::mem::forget(saved);
+    let (_, left) = Spool::open(folder.path(), 0).unwrap();
+    assert!(left.is_empty() && !folder.path().join("1.data").exists(), "{left:?}");
+    let file = unsaved(&changed, 10);
+    file.write(At::Offset(3), b"abc", 9).unwrap();
+    let save = file.begin_save().unwrap();
+    file.file().unwrap().saving(file.note(State::Saving, None).unwrap()).unwrap();
+    file.settle(save.stamp, base(2, 10));
+    file.write(At::Offset(0), b"x", 10).unwrap();
+    file.spool.abandon();
+    std::mem::forget(file);
+    let (_, left) = Spool::open(changed.path(), 0).unwrap();
+    assert_eq!((left[0].state, left[0].base_version), (State::Interrupted, 2));
+}
