@@ -140,7 +140,8 @@ impl Filesystem for Operations {
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_ATOMIC_O_TRUNC;
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         for flag in wanted.iter() {
             // An older kernel lacks some: all of them only make things fast.
             let _ = config.add_capabilities(flag);
@@ -464,8 +465,8 @@ impl Filesystem for Operations {
         self.move_name((parent, name), (new_parent, new_name), flags, reply);
     }
 
-    fn create(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: i32, reply: ReplyCreate) {
-        self.create_file(who, parent, name, mode, reply);
+    fn create(&self, who: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        self.create_file(who, parent, name, (mode, flags), reply);
     }
 
     fn write(

@@ -205,8 +205,8 @@ impl FileSystem {
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= MOST_BYTES);
         end.ok_or(Errno::FBIG)?;
         let done = written.unsaved.write(at, bytes, now_ns()).map_err(|error| spool_error(&error))?;
-        if done.range.start != offset {
-            // Somebody else had appended: the kernel put these bytes where it took the end to be.
+        if at == At::End {
+            // Not through the kernel's cache, and perhaps behind what somebody else had appended: its last page is old.
             self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
         }
         for range in done.filled {

@@ -39,10 +39,10 @@ impl Operations {
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
         let truncate = flags.0 & flag::TRUNCATE != 0;
         let work = async move { fs.open_to_write(inode, truncate).await };
-        self.answer("open", self.metadata_limit() * 2, work, |opened| match opened {
+        self.answer("open", self.metadata_limit() * 2, work, move |opened| match opened {
             Err(error) => reply.error(error),
             Ok(Opened { handle, mode, .. }) => match mode {
-                Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), keep(keep_pages)),
+                Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), how(flags.0, keep_pages)),
                 Mode::Direct(backing) | Mode::Passthrough(backing) => {
                     reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
                 }
@@ -50,7 +50,14 @@ impl Operations {
         });
     }
 
-    pub(super) fn create_file(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, reply: ReplyCreate) {
+    pub(super) fn create_file(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        (mode, flags): (u32, i32),
+        reply: ReplyCreate,
+    ) {
         if is_status(parent, name) {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -62,7 +69,13 @@ impl Operations {
             Ok((found, opened)) => match (found.node, opened.mode) {
                 (Some(node), Mode::Cached { keep_pages }) => {
                     let attributes = numbers.attributes(&node);
-                    reply.created(&found.keep, &attributes, GENERATION, FileHandle(opened.handle), keep(keep_pages));
+                    reply.created(
+                        &found.keep,
+                        &attributes,
+                        GENERATION,
+                        FileHandle(opened.handle),
+                        how(flags, keep_pages),
+                    );
                 }
                 // Nobody else has opened what was made just now.
                 _ => reply.error(fuser::Errno::EIO),
@@ -144,6 +157,14 @@ impl Operations {
     }
 }
 
-fn keep(pages: bool) -> FopenFlags {
-    if pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() }
+/// How the kernel treats the pages of a handle that writes.
+///
+/// Through its cache it sends one write in several requests where a page is not there yet; between two of them the first
+/// part could be saved, and another mount's append come behind it. So a handle that appends writes without the cache.
+fn how(flags: i32, keep_pages: bool) -> FopenFlags {
+    match (flags & flag::APPEND != 0, keep_pages) {
+        (true, _) => FopenFlags::FOPEN_DIRECT_IO,
+        (false, true) => FopenFlags::FOPEN_KEEP_CACHE,
+        (false, false) => FopenFlags::empty(),
+    }
 }
