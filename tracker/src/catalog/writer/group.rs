@@ -140,10 +140,12 @@ fn plan_group(seen: &Seen, group: &[Job], at_ns: i64, fresh: &mut Fresh) -> (Com
             })
             .collect();
         conditions.push(Condition::Absent(Key::Request(job.id).encode()));
-        writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&results)));
         jobs.push(Planned { results, others, changed, written });
     }
-    jobs.iter_mut().for_each(|job| job.show_as_committed(&draft));
+    for (job, planned) in group.iter().zip(&mut jobs) {
+        planned.show_as_committed(&draft);
+        writes.extend(Answers::records(job.id, job.fingerprint, at_ns, answers::encode(&planned.results)));
+    }
     for (digest, manifest) in manifests {
         let key = Key::Manifest(digest).encode();
         let live = seen.image.is_live(&digest);
