@@ -268,8 +268,9 @@ impl SpoolFile {
 
     /// Keep it for a person, who is told by this note.
     pub fn keep(&self, note: &Note) -> io::Result<()> {
-        note.write(&self.spool.folder)?;
+        // First: where the note cannot be written, the bytes stay all the same.
         self.kept.store(true, Ordering::Relaxed);
+        note.write(&self.spool.folder)?;
         self.spool.journal.tell(&Event::Done(self.number))
     }
 

@@ -384,7 +384,8 @@ impl Unsaved {
         if inner.pieces.is_dirty() {
             return false;
         }
-        if inner.base.version != base.version {
+        // An answer may be older than what was saved since it was asked for.
+        if inner.base.version < base.version {
             inner.restart(base.clone());
         }
         true
