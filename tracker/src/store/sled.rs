@@ -1,19 +1,35 @@
-//! The embedded store: one sled tree. The only file that names `sled`.
+//! The embedded store: a sled tree, and journals of what it does not have yet.
 //!
-//! sled's `flush` survives a kill -9 but is no fsync, so there are two levels: a commit returns after the
-//! flush; [`Store::sync`], and a task at most [`SYNC_EVERY`] later, fsync sled's files.
+//! A commit is one write to a journal and an entry in a table in memory; a task takes the table to sled, many
+//! commits at once. Two levels: a commit survives a kill -9 when it returns; [`Store::sync`], and that task,
+//! make it survive a power cut.
 //!
-//! Invariant: every value begins with the revision that wrote it (8 bytes, little-endian), and the
-//! revision of the newest commit stands under [`REVISION_KEY`], written by the same batch.
+//! Invariant: each commit that returned is in the database or in a journal that is there; a journal goes once
+//! the database has synced all of it. A table is written under the `commits` lock only.
+//!
+//! * `journal`: the file format
+//! * `table`: commits in memory, and reading several sources as one
+//! * `database`: the sled tree
+//! * `folder`: LOCK and VERSION
 //!
 //! ```text
-//! DIR/LOCK      held by the process that has it open
-//! DIR/VERSION   "swarm-catalog 1\n"
-//! DIR/sled/     sled's own files
+//! DIR/LOCK        held by the process that has it open
+//! DIR/VERSION     "swarm-catalog 2\n"
+//! DIR/journal-N   commits that sled may not have
+//! DIR/sled/       sled's own files
 //! ```
 
-use std::fs::{self, File, TryLockError};
-use std::io;
+mod database;
+mod folder;
+mod journal;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -21,28 +37,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use futures::future::{BoxFuture, ready};
+use parking_lot::{Mutex, RwLock};
 use swarm_proto::Revision;
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::database::Database;
+use self::journal::Journal;
+use self::table::{Found, Merged, Source, Table};
 use super::history::{Follower, History};
 use super::{
-    Commit, EVENT_BUDGET, Event, KeyValue, Leadership, Outcome, Page, Store, StoreError, Versioned, event_weight,
+    Commit, EVENT_BUDGET, Event, KeyValue, Leadership, Outcome, Page, Store, StoreError, Versioned, Write, event_weight,
 };
 
-const VERSION_TEXT: &str = "swarm-catalog 1\n";
-/// Keys that begin with 0 are this engine's own.
-const REVISION_KEY: &[u8] = b"\0revision";
-const EPOCH_KEY: &[u8] = b"\0epoch";
-/// Bytes of the revision before every value.
-const STAMP_BYTES: usize = 8;
-/// See [`super::MAX_VALUE_BYTES`].
-const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// How much later than a commit a power cut can still undo it.
-const SYNC_EVERY: Duration = Duration::from_millis(500);
+const SETTLE_EVERY: Duration = Duration::from_millis(500);
+/// The table is taken to sled at once above this.
+const SETTLE_BYTES: usize = 4 * 1024 * 1024;
+/// Above this, commits wait for that.
+const MOST_UNSETTLED: usize = 64 * 1024 * 1024;
 /// Commits are refused below this, as sled does not recover from a full disk while it runs.
 const SPARE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -53,18 +68,41 @@ pub struct SledStore {
 
 struct Inner {
     folder: PathBuf,
-    database: sled::Db,
+    database: Database,
+    tables: RwLock<Tables>,
     events: History<Event>,
-    /// Held while a commit runs; holds why no more can be done, once one failed half-way.
-    commits: Mutex<Option<StoreError>>,
-    /// Newest revision that an fsync covers.
+    /// Held while a commit runs.
+    commits: Mutex<Commits>,
+    /// Held while a table is taken to sled.
+    settling: Mutex<()>,
+    /// There is much to take to sled.
+    much: Arc<Notify>,
+    /// Held while journals are synced: who comes meanwhile finds it done.
+    syncing: Mutex<()>,
+    /// Newest revision that survives a power cut.
     synced: AtomicU64,
-    /// Why none can cover more: the kernel reports lost pages once, and then takes them for written.
+    /// Why none can any more: the kernel reports lost pages once, and then takes them for written.
     lost: OnceLock<StoreError>,
     /// Keeps other processes out while this lives.
     _lock: File,
     /// Fields are dropped in their order: this tells that all above are gone.
     closed: DropGuard,
+}
+
+/// What sled does not have yet.
+#[derive(Default)]
+struct Tables {
+    /// Takes commits.
+    active: Table,
+    /// Older; on its way to sled.
+    frozen: Arc<Table>,
+}
+
+struct Commits {
+    journal: Journal,
+    number: u64,
+    /// The journal of the frozen table.
+    before: Option<Arc<File>>,
 }
 
 impl SledStore {
@@ -76,7 +114,7 @@ impl SledStore {
     pub async fn open(folder: &Path, tasks: &TaskTracker, stop: CancellationToken) -> Result<Self, StoreError> {
         let folder = folder.to_owned();
         let inner = Arc::new(blocking(move || Inner::open(folder)).await?);
-        tasks.spawn(sync_behind(Arc::downgrade(&inner), stop));
+        tasks.spawn(settle_behind(Arc::downgrade(&inner), inner.much.clone(), stop));
         Ok(Self { inner })
     }
 
@@ -94,77 +132,64 @@ impl SledStore {
     }
 }
 
-/// Run on a thread that may wait for the disk. sled panics on some damage: that is an error here.
+/// Run on a thread that may wait for the disk.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => Err(StoreError::Corrupt("sled panicked, see the log".into())),
-        Err(_) => Err(StoreError::Closed),
-    }
+    tokio::task::spawn_blocking(|| guarded(work)).await.unwrap_or(Err(StoreError::Closed))
 }
 
-async fn sync_behind(inner: Weak<Inner>, stop: CancellationToken) {
+/// sled panics on some damage: that is an error here.
+fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let panicked = || StoreError::Corrupt("sled panicked, see the log".into());
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
+}
+
+async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: CancellationToken) {
     let mut stopping = false;
     while !stopping {
-        stopping = tokio::time::timeout(SYNC_EVERY, stop.cancelled()).await.is_ok();
+        stopping = tokio::select! {
+            () = stop.cancelled() => true,
+            () = much.notified() => false,
+            () = tokio::time::sleep(SETTLE_EVERY) => false,
+        };
         // Holds the store only while it works, so that a store that nobody has any more is closed.
         let Some(inner) = inner.upgrade() else { return };
-        if inner.events.newest().0 == inner.synced.load(Ordering::Acquire) {
-            continue;
-        }
-        if let Err(error) = blocking(move || inner.sync()).await {
+        match blocking(move || inner.settle()).await {
+            Ok(()) => {}
+            Err(StoreError::Full) => tracing::warn!("no room to take commits from the journal to sled"),
             // It would fail ever after.
-            return tracing::error!(%error, "sync the catalog");
+            Err(error) => return tracing::error!(%error, "take commits from the journal to sled"),
         }
     }
 }
 
 impl Inner {
     fn open(folder: PathBuf) -> Result<Self, StoreError> {
-        fs::create_dir_all(&folder).map_err(StoreError::io("make the catalog's folder"))?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(folder.join("LOCK"))
-            .map_err(StoreError::io("open LOCK"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder)),
-            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock LOCK")(error)),
-        }
-        check_version(&folder)?;
-        let database = sled::Config::new()
-            .path(folder.join("sled"))
-            .mode(sled::Mode::HighThroughput)
-            .segment_size(SEGMENT_BYTES)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|error| from_sled("open sled", error))?;
-        let revision = Revision(read_counter(&database, REVISION_KEY)?);
-        let inner = Self {
+        let lock = folder::take(&folder)?;
+        let database = Database::open(&folder)?;
+        let number = take_journals(&folder, &database)?;
+        let revision = database.revision()?;
+        let journal = Journal::create(&folder, number).map_err(StoreError::io("begin a journal"))?;
+        Ok(Self {
             folder,
             database,
+            tables: RwLock::default(),
             events: History::new(revision, EVENT_BUDGET),
-            commits: Mutex::new(None),
+            commits: Mutex::new(Commits { journal, number, before: None }),
+            settling: Mutex::new(()),
+            much: Arc::default(),
+            syncing: Mutex::new(()),
             synced: AtomicU64::new(revision.0),
             lost: OnceLock::new(),
             _lock: lock,
             closed: CancellationToken::new().drop_guard(),
-        };
-        // What a killed process left flushed but not synced is acknowledged: make it so before serving.
-        inner.sync()?;
-        Ok(inner)
+        })
     }
 
     fn commit(&self, commit: Commit) -> Result<Outcome, StoreError> {
-        let mut failed = self.commits.lock();
-        if let Some(error) = failed.as_ref() {
-            return Err(error.clone());
-        }
+        let mut commits = self.commits.lock();
+        self.still_good()?;
         for condition in &commit.conditions {
             if !condition.holds(self.get(condition.key())?.map(|versioned| versioned.revision)) {
                 return Ok(Outcome::Conflict);
@@ -173,179 +198,209 @@ impl Inner {
         let weight = event_weight(&commit.writes);
         self.check_space(weight as u64)?;
         let revision = Revision(self.events.newest().0 + 1);
-        let mut batch = sled::Batch::default();
-        for write in &commit.writes {
-            match &write.value {
-                Some(value) => batch.insert(&write.key[..], stamp(revision, value)),
-                None => batch.remove(&write.key[..]),
-            }
-        }
-        batch.insert(REVISION_KEY, &revision.0.to_le_bytes());
-        let done = self.database.apply_batch(batch).and_then(|()| self.database.flush());
-        if let Err(error) = done {
-            let error = from_sled("write the catalog", error);
-            *failed = Some(error.clone());
-            return Err(error);
-        }
+        commits.journal.append(revision, &commit.writes).map_err(StoreError::io("write to the journal"))?;
+        let unsettled = {
+            let active = &mut self.tables.write().active;
+            active.absorb(revision, &commit.writes);
+            active.bytes()
+        };
         self.events.push(revision, commit.writes, weight);
+        if unsettled > SETTLE_BYTES {
+            self.much.notify_one();
+        }
         Ok(Outcome::Committed(revision))
+    }
+
+    fn still_good(&self) -> Result<(), StoreError> {
+        self.lost.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// What happened once stays.
+    fn lose(&self, error: StoreError) -> StoreError {
+        tracing::error!(%error, "the catalog takes no more changes: start the tracker again, on a good disk");
+        self.lost.get_or_init(|| error).clone()
     }
 
     fn check_space(&self, needed: u64) -> Result<(), StoreError> {
         let free =
             rustix::fs::statvfs(&self.folder).map_err(|error| StoreError::io("ask for free space")(error.into()))?;
-        match free.f_bavail.saturating_mul(free.f_frsize) < SPARE_BYTES.saturating_add(needed.saturating_mul(4)) {
+        let unsettled = self.tables.read().active.bytes() as u64;
+        let needed = needed.saturating_add(unsettled).saturating_mul(4);
+        match free.f_bavail.saturating_mul(free.f_frsize) < SPARE_BYTES.saturating_add(needed) {
             true => Err(StoreError::Full),
             false => Ok(()),
         }
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-        let found = self.database.get(key).map_err(|error| from_sled("read the catalog", error))?;
-        found.map(|stamped| unstamp(&stamped)).transpose()
+    fn get(&self, key: &[u8]) -> Result<Found, StoreError> {
+        {
+            let tables = self.tables.read();
+            if let Some(found) = tables.active.get(key).or_else(|| tables.frozen.get(key)) {
+                return Ok(found);
+            }
+        }
+        // What was frozen when that was looked at is in sled by now, or was not of this key.
+        self.database.get(key)
     }
 
     fn page(&self, prefix: &[u8], after: &[u8], limit: usize) -> Result<Page, StoreError> {
-        use std::ops::Bound;
         let mut page = Page::default();
         let from = match after < prefix {
             true => Bound::Included(prefix),
             false => Bound::Excluded(after),
         };
-        for found in self.database.range::<&[u8], _>((from, Bound::Unbounded)) {
-            let (key, stamped) = found.map_err(|error| from_sled("read the catalog", error))?;
+        let tables = self.tables.read();
+        let memory = [&tables.active, &*tables.frozen];
+        let memory = memory.map(|table| Box::new(table.from(from).map(Ok)) as Source<'_>);
+        for next in Merged::new(memory.into_iter().chain([Box::new(self.database.from(from)) as Source<'_>])) {
+            let (key, found) = next?;
             if !key.starts_with(prefix) {
                 break;
             }
+            let Some(versioned) = found else { continue };
             if page.entries.len() == limit {
                 page.more = true;
                 break;
             }
-            if key.first() == Some(&0) {
-                continue;
-            }
-            page.entries.push(KeyValue { key: Bytes::copy_from_slice(&key), versioned: unstamp(&stamped)? });
+            page.entries.push(KeyValue { key, versioned });
         }
         Ok(page)
     }
 
     fn lead(&self) -> Result<Leadership, StoreError> {
         let _commits = self.commits.lock();
-        let epoch = read_counter(&self.database, EPOCH_KEY)? + 1;
-        let written = self.database.insert(EPOCH_KEY, &epoch.to_le_bytes()).and_then(|_| self.database.flush());
-        written.map_err(|error| from_sled("write the epoch", error))?;
-        Ok(Leadership { epoch, lost: CancellationToken::new() })
+        Ok(Leadership { epoch: self.database.next_epoch()?, lost: CancellationToken::new() })
     }
 
-    /// fsync every file of sled's, and the folders that name them.
+    /// Take what was committed to sled, so that its journal can go. It survives a power cut then.
     ///
+    /// Errors: if sled fails, it takes nothing any more until the next start, which has the journals.
+    fn settle(&self) -> Result<(), StoreError> {
+        let _settling = self.settling.lock();
+        self.still_good()?;
+        if self.tables.read().active.is_empty() {
+            return Ok(());
+        }
+        let old = self.begin_journal().map_err(StoreError::io("begin a journal"))?;
+        let settled = guarded(|| self.take_frozen(&old)).map_err(|error| self.lose(error))?;
+        self.synced.fetch_max(settled.0, Ordering::AcqRel);
+        self.commits.lock().before = None;
+        fs::remove_file(old.path()).map_err(StoreError::io("remove a journal"))
+    }
+
+    /// From here on commits go to a new journal and an empty table. Returns the journal of the frozen table.
+    fn begin_journal(&self) -> std::io::Result<Journal> {
+        let number = self.commits.lock().number + 1;
+        let next = Journal::create(&self.folder, number)?;
+        let mut commits = self.commits.lock();
+        commits.number = number;
+        let old = std::mem::replace(&mut commits.journal, next);
+        commits.before = Some(old.file());
+        let mut tables = self.tables.write();
+        tables.frozen = Arc::new(std::mem::take(&mut tables.active));
+        Ok(old)
+    }
+
+    fn take_frozen(&self, journal: &Journal) -> Result<Revision, StoreError> {
+        // First: a journal that lost its end in a power cut must not be older than sled.
+        journal.file().sync_data().map_err(StoreError::io("sync the journal"))?;
+        let frozen = self.tables.read().frozen.clone();
+        self.database.take(&frozen)?;
+        self.tables.write().frozen = Arc::default();
+        Ok(frozen.newest())
+    }
+
     /// Errors: once it failed, always.
     fn sync(&self) -> Result<(), StoreError> {
-        if let Some(error) = self.lost.get() {
-            return Err(error.clone());
+        let wanted = self.events.newest();
+        let _syncing = self.syncing.lock();
+        self.still_good()?;
+        if self.synced.load(Ordering::Acquire) >= wanted.0 {
+            return Ok(());
         }
-        let covers = self.events.newest();
-        sync_tree(&self.folder).map_err(|error| {
-            let error = StoreError::io("sync the catalog's files: export the catalog and start on a good disk")(error);
-            self.lost.get_or_init(|| error).clone()
-        })?;
+        let (covers, files) = {
+            let commits = self.commits.lock();
+            (self.events.newest(), [commits.before.clone(), Some(commits.journal.file())])
+        };
+        for file in files.into_iter().flatten() {
+            file.sync_data().map_err(|error| self.lose(StoreError::io("sync the journal")(error)))?;
+        }
         self.synced.fetch_max(covers.0, Ordering::AcqRel);
         Ok(())
     }
 }
 
-fn check_version(folder: &Path) -> Result<(), StoreError> {
-    let path = folder.join("VERSION");
-    match fs::read(&path) {
-        Ok(found) if found == VERSION_TEXT.as_bytes() => return Ok(()),
-        Ok(found) => {
-            let found = String::from_utf8_lossy(&found).trim().chars().take(80).collect();
-            return Err(StoreError::Version { path, found, known: VERSION_TEXT.trim_ascii_end() });
+/// What a killed process left in journals goes to sled before anything is served. Returns a number for the next.
+fn take_journals(folder: &Path, database: &Database) -> Result<u64, StoreError> {
+    let found = journal::list(folder).map_err(StoreError::io("list the catalog's folder"))?;
+    let settled = database.revision()?;
+    let mut table = Table::default();
+    for (_, path) in &found {
+        let (commits, rest) = journal::read(path).map_err(StoreError::io("read a journal"))?;
+        if rest > 0 {
+            tracing::warn!(path = %path.display(), bytes = rest, "left out what is no whole commit at the end");
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(StoreError::io("read VERSION")(error)),
-    }
-    let others = fs::read_dir(folder).map_err(StoreError::io("list the catalog's folder"))?;
-    for other in others {
-        let name = other.map_err(StoreError::io("list the catalog's folder"))?.file_name();
-        // `VERSION.new` is what a first start leaves that was killed before the rename below.
-        if name != "LOCK" && name != "VERSION.new" {
-            return Err(StoreError::Foreign(folder.to_owned()));
+        // An older one was settled, only not removed.
+        if commits.last().is_none_or(|(newest, _)| *newest < settled) {
+            continue;
         }
+        if !follows(&commits, settled.max(table.newest())) {
+            keep_apart(path)?;
+            continue;
+        }
+        commits.iter().for_each(|(revision, writes)| table.absorb(*revision, writes));
     }
-    let new = folder.join("VERSION.new");
-    let write = || {
-        fs::write(&new, VERSION_TEXT)?;
-        File::open(&new)?.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(StoreError::io("write VERSION"))
-}
-
-fn sync_tree(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let synced = match entry.file_type()? {
-            kind if kind.is_dir() => sync_tree(&entry.path()),
-            kind if kind.is_file() => File::open(entry.path()).and_then(|file| file.sync_all()),
-            _ => Ok(()),
-        };
-        match synced {
-            // sled removes snapshots and blobs that it has replaced.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
+    if !table.is_empty() {
+        database.take(&table)?;
+    }
+    for (_, path) in &found {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove a journal")(error));
+            }
+            _ => {}
         }
     }
-    File::open(folder)?.sync_all()
+    Ok(found.last().map_or(0, |(number, _)| number + 1))
 }
 
-fn stamp(revision: Revision, value: &[u8]) -> Vec<u8> {
-    let mut stamped = Vec::with_capacity(STAMP_BYTES + value.len());
-    stamped.extend_from_slice(&revision.0.to_le_bytes());
-    stamped.extend_from_slice(value);
-    stamped
+/// Whether no commit is missing: neither within, nor between `newest` and the first.
+fn follows(commits: &[(Revision, Vec<Write>)], newest: Revision) -> bool {
+    let starts = commits.first().is_some_and(|(first, _)| first.0 <= newest.0.saturating_add(1));
+    starts && commits.windows(2).all(|pair| pair[0].0.0.checked_add(1) == Some(pair[1].0.0))
 }
 
-fn unstamp(stamped: &[u8]) -> Result<Versioned, StoreError> {
-    let (revision, value) = stamped
-        .split_first_chunk::<STAMP_BYTES>()
-        .ok_or_else(|| StoreError::Corrupt(format!("a value of {} bytes has no revision", stamped.len())))?;
-    Ok(Versioned { value: Bytes::copy_from_slice(value), revision: Revision(u64::from_le_bytes(*revision)) })
-}
-
-fn read_counter(database: &sled::Db, key: &[u8]) -> Result<u64, StoreError> {
-    match database.get(key).map_err(|error| from_sled("read a counter", error))? {
-        None => Ok(0),
-        Some(bytes) => match <[u8; 8]>::try_from(&bytes[..]) {
-            Ok(bytes) => Ok(u64::from_le_bytes(bytes)),
-            Err(_) => Err(StoreError::Corrupt(format!("a counter of {} bytes", bytes.len()))),
-        },
-    }
-}
-
-fn from_sled(action: &'static str, error: sled::Error) -> StoreError {
-    match error {
-        sled::Error::Io(error) => StoreError::io(action)(error),
-        other => StoreError::Corrupt(format!("{action}: {other}")),
-    }
+/// What a power cut left of commits after one that it took: nobody was told that these are on the disk.
+fn keep_apart(path: &Path) -> Result<(), StoreError> {
+    let mut apart = path.as_os_str().to_owned();
+    apart.push(".incomplete");
+    tracing::error!(path = %path.display(), "commits before this journal are missing: it is renamed and left out");
+    fs::rename(path, apart).map_err(StoreError::io("rename a journal"))
 }
 
 impl Store for SledStore {
     fn revision(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        futures::future::ready(Ok(self.inner.events.newest())).boxed()
+        ready(Ok(self.inner.events.newest())).boxed()
     }
 
+    /// On this thread: the tables are in memory, and what sled has not in its cache the kernel mostly has.
     fn get(&self, key: Bytes) -> BoxFuture<'_, Result<Option<Versioned>, StoreError>> {
-        self.run(move |inner| inner.get(&key)).boxed()
+        ready(guarded(|| self.inner.get(&key))).boxed()
     }
 
     fn scan(&self, prefix: Bytes, after: Bytes, limit: usize) -> BoxFuture<'_, Result<Page, StoreError>> {
         self.run(move |inner| inner.page(&prefix, &after, limit)).boxed()
     }
 
+    /// On this thread: a journal's write only copies to the kernel.
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Outcome, StoreError>> {
-        self.run(move |inner| inner.commit(commit)).boxed()
+        async move {
+            if self.inner.tables.read().active.bytes() > MOST_UNSETTLED {
+                self.run(Inner::settle).await?;
+            }
+            guarded(|| self.inner.commit(commit))
+        }
+        .boxed()
     }
 
     fn watch(&self, after: Revision) -> Follower<Event> {
@@ -364,6 +419,3 @@ impl Store for SledStore {
         self.run(Inner::sync).boxed()
     }
 }
-
-#[cfg(test)]
-mod tests;

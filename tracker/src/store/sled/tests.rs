@@ -1,7 +1,7 @@
 //! The sled engine: the conformance suite, and what only a disk can do.
 
 use super::*;
-use crate::store::{Condition, Write};
+use crate::store::Condition;
 
 async fn open(folder: &Path) -> Result<SledStore, StoreError> {
     SledStore::open(folder, &TaskTracker::new(), CancellationToken::new()).await
@@ -46,9 +46,9 @@ async fn a_second_process_is_told_that_the_folder_is_in_use() {
 #[tokio::test]
 async fn another_format_and_a_foreign_folder_are_refused_and_untouched() {
     let newer = tempfile::tempdir().unwrap();
-    fs::write(newer.path().join("VERSION"), "swarm-catalog 2\n").unwrap();
+    fs::write(newer.path().join("VERSION"), "swarm-catalog 3\n").unwrap();
     let refused = open(newer.path()).await.err().unwrap();
-    assert!(matches!(&refused, StoreError::Version { found, .. } if found == "swarm-catalog 2"), "{refused}");
+    assert!(matches!(&refused, StoreError::Version { found, .. } if found == "swarm-catalog 3"), "{refused}");
     let foreign = tempfile::tempdir().unwrap();
     fs::write(foreign.path().join("thesis.tex"), "x").unwrap();
     assert!(matches!(open(foreign.path()).await, Err(StoreError::Foreign(_))));
@@ -91,18 +91,21 @@ async fn revisions_values_and_epochs_go_on_after_a_restart() {
 #[tokio::test]
 async fn every_acknowledged_commit_is_in_the_files_at_any_moment() {
     let folder = tempfile::tempdir().unwrap();
-    let store = open(&folder.path().join("live")).await.unwrap();
+    // Files are copied one after the other: nothing may settle between.
+    let store = open_alone(&folder.path().join("live"));
     for round in 0..20 {
         for n in 0..5 {
             let pairs = (0..50).map(|k| put(&format!("{round}/{n}/{k}"), &"v".repeat(k * 20)).writes.remove(0));
-            let commit = Commit { conditions: Vec::new(), writes: pairs.collect() };
-            store.commit(commit).await.unwrap();
+            store.commit(Commit { conditions: Vec::new(), writes: pairs.collect() }).unwrap();
+            if n == round % 7 {
+                store.settle().unwrap();
+            }
         }
         // What a kill -9 leaves is what the files hold now: nothing is closed or flushed for the copy.
         let copy = folder.path().join(format!("copy {round}"));
         copy_tree(&folder.path().join("live"), &copy);
         let survived = open(&copy).await.unwrap();
-        assert_eq!(survived.revision().await.unwrap(), store.revision().await.unwrap());
+        assert_eq!(survived.revision().await.unwrap(), store.events.newest());
         let page = survived.scan(Bytes::new(), Bytes::new(), usize::MAX).await.unwrap();
         assert_eq!(page.entries.len(), (round + 1) * 250);
     }
@@ -134,13 +137,105 @@ async fn noise_in_the_files_is_an_error_and_no_panic() {
 async fn a_disk_that_once_lost_something_is_not_believed_again() {
     let parent = tempfile::tempdir().unwrap();
     let (folder, away) = (parent.path().join("catalog"), parent.path().join("away"));
-    let store = open(&folder).await.unwrap();
-    store.commit(put("a", "1")).await.unwrap();
-    store.sync().await.unwrap();
-    store.commit(put("b", "2")).await.unwrap();
-    std::fs::rename(&folder, &away).unwrap();
-    assert!(store.sync().await.is_err());
-    std::fs::rename(&away, &folder).unwrap();
-    let error = store.sync().await.unwrap_err();
-    assert!(error.to_string().contains("good disk"), "{error}");
+    let store = open_alone(&folder);
+    store.commit(put("a", "1")).unwrap();
+    store.settle().unwrap();
+    store.commit(put("b", "2")).unwrap();
+    fs::rename(folder.join("sled"), &away).unwrap();
+    assert!(store.settle().is_err());
+    fs::rename(&away, folder.join("sled")).unwrap();
+    for error in [store.settle().unwrap_err(), store.sync().unwrap_err(), store.commit(put("c", "3")).unwrap_err()] {
+        assert!(error.to_string().contains("sync the catalog"), "{error}");
+    }
+    assert_eq!(store.get(b"b").unwrap().unwrap().value, "2", "it still answers");
+    drop(store);
+    let again = open_alone(&folder);
+    assert_eq!((again.events.newest(), again.get(b"b").unwrap().unwrap().revision), (Revision(2), Revision(2)));
+}
+
+/// Without the task that takes commits to sled.
+fn open_alone(folder: &Path) -> Inner {
+    Inner::open(folder.to_owned()).unwrap()
+}
+
+fn journals(folder: &Path) -> Vec<PathBuf> {
+    journal::list(folder).unwrap().into_iter().map(|(_, path)| path).collect()
+}
+
+#[test]
+fn a_format_without_journals_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_alone(folder.path());
+    store.commit(put("a", "1")).unwrap();
+    store.settle().unwrap();
+    drop(store);
+    journals(folder.path()).into_iter().for_each(|path| fs::remove_file(path).unwrap());
+    fs::write(folder.path().join("VERSION"), "swarm-catalog 1\n").unwrap();
+    assert_eq!(open_alone(folder.path()).get(b"a").unwrap().unwrap().value, "1");
+    assert_eq!(fs::read_to_string(folder.path().join("VERSION")).unwrap(), "swarm-catalog 2\n");
+}
+
+#[test]
+fn a_key_reads_alike_wherever_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_alone(folder.path());
+    let keys = |store: &Inner| {
+        let page = store.page(b"", b"", 9).unwrap();
+        page.entries.into_iter().map(|entry| (entry.key, entry.versioned.revision.0)).collect::<Vec<_>>()
+    };
+    store.commit(put("settled", "1")).unwrap();
+    store.commit(put("removed", "1")).unwrap();
+    store.settle().unwrap();
+    store.commit(put("frozen", "1")).unwrap();
+    let removal = Write { key: "removed".into(), value: None };
+    store.commit(Commit { conditions: Vec::new(), writes: vec![removal] }).unwrap();
+    let old = store.begin_journal().unwrap();
+    store.commit(put("active", "1")).unwrap();
+    store.commit(put("settled", "2")).unwrap();
+    let want = vec![(Bytes::from("active"), 5), (Bytes::from("frozen"), 3), (Bytes::from("settled"), 6)];
+    assert_eq!(keys(&store), want);
+    assert!(store.get(b"removed").unwrap().is_none());
+    assert_eq!(journals(folder.path()).len(), 2);
+    store.take_frozen(&old).unwrap();
+    assert_eq!(keys(&store), want);
+    drop(store);
+    let again = open_alone(folder.path());
+    assert_eq!((keys(&again), again.events.newest()), (want, Revision(6)));
+    assert_eq!(journals(folder.path()).len(), 1);
+}
+
+#[test]
+fn a_journal_that_was_settled_but_not_removed_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_alone(folder.path());
+    store.commit(put("a", "old")).unwrap();
+    let old = journals(folder.path()).remove(0);
+    let kept = fs::read(&old).unwrap();
+    store.settle().unwrap();
+    store.commit(put("b", "1")).unwrap();
+    store.commit(put("a", "new")).unwrap();
+    store.settle().unwrap();
+    store.commit(put("c", "1")).unwrap();
+    drop(store);
+    fs::write(&old, kept).unwrap();
+    let again = open_alone(folder.path());
+    assert_eq!((again.get(b"a").unwrap().unwrap().value, again.events.newest()), ("new".into(), Revision(4)));
+}
+
+#[test]
+fn a_journal_after_lost_commits_is_left_out_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_alone(folder.path());
+    (0..3).for_each(|n| drop(store.commit(put("a", &n.to_string())).unwrap()));
+    let _old = store.begin_journal().unwrap();
+    store.commit(put("a", "later")).unwrap();
+    drop(store);
+    let first = journals(folder.path()).remove(0);
+    let bytes = fs::read(&first).unwrap();
+    fs::write(&first, &bytes[..bytes.len() - 1]).unwrap();
+    let again = open_alone(folder.path());
+    assert_eq!((again.get(b"a").unwrap().unwrap().value, again.events.newest()), ("1".into(), Revision(2)));
+    assert!(folder.path().join("journal-1.incomplete").exists());
+    drop(again);
+    assert_eq!(open_alone(folder.path()).events.newest(), Revision(2), "a start later it is the same");
 }
