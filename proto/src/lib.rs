@@ -1,13 +1,14 @@
 //! The words of Swarmfs: messages, services, content ids and the arithmetic on them.
 //!
 //! Everything that two programs must agree on lives here, and nothing else: no I/O on content, no
-//! policy. Two rooms at the end serve the three daemons alike: [`settings`] (one way to be configured)
-//! and [`admin`] (one way to be observed and stopped).
+//! policy. Three rooms at the end serve the daemons alike: [`settings`] (one way to be configured),
+//! [`admin`] (one way to be observed and stopped) and [`journal`] (one way to write ahead of a database).
 
 pub mod admin;
 pub mod convert;
 pub mod fault;
 pub mod id;
+pub mod journal;
 pub mod manifest;
 pub mod meant;
 pub mod presence;

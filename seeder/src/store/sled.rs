@@ -24,6 +24,7 @@ mod core;
 mod database;
 mod home;
 mod index;
+mod journal;
 mod lane;
 mod proofs;
 mod read;
@@ -166,6 +167,9 @@ impl SledStore {
         }
         if let Err(error) = settle::settle(&self.core, None) {
             tracing::error!(%error, "the disk did not follow at the end");
+        }
+        if let Err(error) = self.core.database.checkpoint() {
+            tracing::warn!(%error, "rows stay in the journal until the next start");
         }
     }
 
@@ -325,7 +329,7 @@ fn identity(database: &database::Database, born: PeerId) -> Result<(PeerId, Opti
         return Ok((peer, swarm));
     }
     let put = || {
-        database.put(Row::Setting(Setting::Peer), born.as_bytes())?;
+        database.put(Row::Setting(Setting::Peer), born.as_bytes());
         database.flush()?;
         database.sync()
     };
@@ -343,7 +347,7 @@ fn bind(core: &Core, swarm: SwarmId) -> Result<(), StoreError> {
         ))),
         None => {
             let put = || {
-                core.database.put(Row::Setting(Setting::Swarm), swarm.as_bytes())?;
+                core.database.put(Row::Setting(Setting::Swarm), swarm.as_bytes());
                 core.database.flush()?;
                 core.database.sync()
             };

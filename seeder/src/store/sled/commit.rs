@@ -154,8 +154,7 @@ impl Group<'_> {
             Content::Known => return Err(StoreError::Missing(id)),
             Content::Inline { pieces, tree } => {
                 let number = begin();
-                let put = self.put_inline(number, &pieces.concat().into(), tree.segment().all(), &tree);
-                put.inspect_err(|_| give_up(number))?;
+                self.put_inline(number, &pieces.concat().into(), tree.segment().all(), &tree);
                 (number, Place::Inline(NonZeroU64::new(number).expect("numbers start at 1")), Progress::Inline)
             }
             Content::File { temp, progress } => {
@@ -180,14 +179,12 @@ impl Group<'_> {
 
     /// Put chunks, and the tree if there is one, under a number that no flushed record names, or chunks
     /// that no flushed record has.
-    fn put_inline(&self, number: u64, bytes: &Bytes, chunks: ChunkRange, tree: &ChunkTree) -> Result<(), StoreError> {
-        let put = |row, value: &[u8]| self.core.database.put(row, value).map_err(failed("write chunks"));
+    fn put_inline(&self, number: u64, bytes: &Bytes, chunks: ChunkRange, tree: &ChunkTree) {
         for (chunk, value) in chunks.iter().zip(bytes.chunks(CHUNK_BYTES as usize)) {
-            put(Row::Chunk { number, chunk }, value)?;
+            self.core.database.put(Row::Chunk { number, chunk }, value);
         }
-        match tree.values().is_empty() {
-            true => Ok(()),
-            false => put(Row::Tree { number }, tree.values()),
+        if !tree.values().is_empty() {
+            self.core.database.put(Row::Tree { number }, tree.values());
         }
     }
 
@@ -247,11 +244,7 @@ impl Group<'_> {
         let progress = match record.place {
             Place::File => Progress::File,
             Place::Inline(place) => {
-                if let Err(error) = self.put_inline(place.get(), bytes, chunks, tree) {
-                    self.core.unsettled.remove([number]);
-                    let _ = reply.send(Err(error));
-                    return;
-                }
+                self.put_inline(place.get(), bytes, chunks, tree);
                 Progress::Inline
             }
         };
@@ -317,7 +310,8 @@ impl Group<'_> {
         let next = self.core.numbers.next().to_le_bytes().to_vec();
         self.writes.push((Row::Setting(Setting::Next), Some(next)));
         let writes = std::mem::take(&mut self.writes);
-        self.core.database.apply(writes).and_then(|()| self.core.database.flush()).map_err(failed("write records"))
+        self.core.database.apply(writes);
+        self.core.database.flush().map_err(failed("write records"))
     }
 
     fn enter(&self, id: SegmentId, record: Record) {
@@ -337,7 +331,8 @@ impl Group<'_> {
 /// Remove the chunks of an inline number that no record names.
 pub(super) fn collect(core: &Core, number: u64) -> std::io::Result<()> {
     core.database.remove(Keys::inline(number))?;
-    core.database.apply(vec![(Row::Garbage { number }, None)])
+    core.database.apply(vec![(Row::Garbage { number }, None)]);
+    Ok(())
 }
 
 fn kept_until(keep: Duration) -> u64 {

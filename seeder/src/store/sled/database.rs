@@ -1,9 +1,11 @@
 //! The door to sled: the only file that names it.
 //!
-//! Not the store: it knows rows, not segments. Invariant: what [`Database::flush`] returned for survives
-//! kill -9, and what [`Database::sync`] then returned for a power cut (sled's own flush is `pwrite` and
-//! `sync_file_range`, traced; so its files are synced here by ourselves).
+//! Not the store: it knows rows, not segments. Rows go to a table in memory and to a journal; a checkpoint takes
+//! the table to sled. Invariants: what [`Database::flush`] returned for survives kill -9, and what
+//! [`Database::sync`] then returned for a power cut (sled's own flush is `pwrite` and `sync_file_range`, traced; so
+//! its files are synced here by ourselves); sled has no row that a journal had first and may still lose.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -12,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use ::sled::{Batch, Db, Mode};
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 
+use super::journal::{self, Journal, Rows};
 use super::schema::{Keys, Row};
-use crate::store::disk::{Access, Disk};
+use crate::store::disk::{Access, Disk, DiskFile};
 
 /// A leaf holds up to 16 values, here of 16 KiB; one that exceeds a quarter of this becomes a blob file,
 /// whose bytes the cache limit does not count.
@@ -24,6 +28,14 @@ const SLED_MAINTENANCE_MS: u64 = 500;
 /// How long to wait for a database that this process has just closed: its file stays locked until sled's
 /// last thread has let go of its garbage, which took seconds on a machine with ten busy processes a core.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A checkpoint is due above this many bytes in memory, or after so long.
+const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// A flush makes one itself above this.
+const MOST_IN_MEMORY: usize = 32 * 1024 * 1024;
+/// Rows that sled takes at once.
+const BATCH: usize = 256;
 
 /// Why the database did not open.
 #[derive(Debug)]
@@ -42,6 +54,46 @@ pub(super) struct Database {
     db: Db,
     folder: PathBuf,
     disk: Arc<dyn Disk>,
+    tables: RwLock<Tables>,
+    /// Locked before `tables`.
+    journal: Mutex<Writing>,
+    /// Held during a checkpoint.
+    checkpoint: Mutex<Instant>,
+}
+
+/// Rows that sled does not have yet.
+#[derive(Default)]
+struct Tables {
+    active: Table,
+    /// Older; on its way to sled.
+    frozen: Arc<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    rows: BTreeMap<Bytes, Option<Bytes>>,
+    bytes: usize,
+}
+
+impl Table {
+    fn put(&mut self, key: Bytes, value: Option<Bytes>) {
+        self.bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        self.rows.insert(key, value);
+    }
+}
+
+struct Writing {
+    journal: Journal,
+    /// The journal of the frozen table.
+    before: Option<Journal>,
+    /// Rows since the last flush.
+    unwritten: Rows,
+}
+
+impl Writing {
+    fn journals(&mut self) -> impl Iterator<Item = &mut Journal> {
+        self.before.iter_mut().chain([&mut self.journal])
+    }
 }
 
 impl Database {
@@ -57,7 +109,7 @@ impl Database {
         let give_up = Instant::now() + CLOSING_PATIENCE;
         loop {
             let error = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-                Ok(Ok(db)) => return Ok(Self { db, folder: folder.to_owned(), disk }),
+                Ok(Ok(db)) => return Self::with_journals(db, folder, disk).map_err(OpenError::Io),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(OpenError::Damaged("it panicked while opening".to_owned())),
             };
@@ -77,14 +129,53 @@ impl Database {
         }
     }
 
+    /// What a killed process left in journals goes to sled.
+    fn with_journals(db: Db, folder: &Path, disk: Arc<dyn Disk>) -> io::Result<Self> {
+        let found = journal::list(disk.as_ref(), folder)?;
+        let number = found.last().map_or(0, |(number, _)| number + 1);
+        for (_, path) in &found {
+            for rows in journal::read(disk.as_ref(), path)? {
+                take(&db, rows.iter().map(|(key, value)| (key, value)))?;
+            }
+        }
+        if !found.is_empty() {
+            guard(|| db.flush())?;
+            sync_sled(disk.as_ref(), folder)?;
+        }
+        for (_, path) in &found {
+            disk.unlink(path)?;
+        }
+        let journal = Journal::create(disk.as_ref(), folder, number)?;
+        let writing = Writing { journal, before: None, unwritten: Vec::new() };
+        let checkpoint = Mutex::new(Instant::now());
+        Ok(Self {
+            db,
+            folder: folder.to_owned(),
+            disk,
+            tables: RwLock::default(),
+            journal: Mutex::new(writing),
+            checkpoint,
+        })
+    }
+
     /// The value of a row.
     pub(super) fn get(&self, row: Row) -> io::Result<Option<Vec<u8>>> {
-        guard(|| self.db.get(row.key())).map(|value| value.map(|value| value.to_vec()))
+        let mut bytes = Vec::new();
+        Ok(self.append(row, &mut bytes)?.then_some(bytes))
     }
 
     /// Append the value of a row to `bytes`; whether there is one.
     pub(super) fn append(&self, row: Row, bytes: &mut Vec<u8>) -> io::Result<bool> {
-        let value = guard(|| self.db.get(row.key()))?;
+        let key = row.key();
+        {
+            let tables = self.tables.read();
+            let newer = tables.active.rows.get(&key[..]).or_else(|| tables.frozen.rows.get(&key[..]));
+            if let Some(value) = newer {
+                bytes.extend_from_slice(value.as_deref().unwrap_or_default());
+                return Ok(value.is_some());
+            }
+        }
+        let value = guard(|| self.db.get(key))?;
         if let Some(value) = &value {
             bytes.extend_from_slice(value);
         }
@@ -92,27 +183,33 @@ impl Database {
     }
 
     /// Put a row that nothing names yet.
-    pub(super) fn put(&self, row: Row, value: &[u8]) -> io::Result<()> {
-        guard(|| self.db.insert(row.key(), value)).map(drop)
+    pub(super) fn put(&self, row: Row, value: &[u8]) {
+        self.write([(row.key().into(), Some(Bytes::copy_from_slice(value)))]);
     }
 
     /// Make all these changes or, after a crash, none.
-    pub(super) fn apply(&self, writes: Writes) -> io::Result<()> {
-        let mut batch = Batch::default();
-        for (row, value) in writes {
-            match value {
-                Some(value) => batch.insert(row.key(), value),
-                None => batch.remove(row.key()),
-            }
+    pub(super) fn apply(&self, writes: Writes) {
+        self.write(writes.into_iter().map(|(row, value)| (row.key().into(), value.map(Bytes::from))));
+    }
+
+    /// Under the lock, so that the next flush has all of them.
+    fn write(&self, rows: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) {
+        let mut writing = self.journal.lock();
+        let mut tables = self.tables.write();
+        for (key, value) in rows {
+            writing.unwritten.push((key.clone(), value.clone()));
+            tables.active.put(key, value);
         }
-        guard(|| self.db.apply_batch(batch))
     }
 
     /// Rows of a range of keys, in order; keys that are no row of ours come as `None`.
+    ///
+    /// Cost: a checkpoint, if there is anything to take.
     pub(super) fn scan(&self, keys: Keys) -> impl Iterator<Item = io::Result<(Option<Row>, Bytes)>> + '_ {
+        let taken = self.checkpoint().err().map(Err);
         let mut rows = self.db.range(keys.start..keys.end);
         let mut failed = false;
-        std::iter::from_fn(move || {
+        let rows = std::iter::from_fn(move || {
             if failed {
                 return None;
             }
@@ -123,46 +220,149 @@ impl Database {
                     Some(Err(error))
                 }
             }
-        })
+        });
+        taken.into_iter().chain(rows)
     }
 
     /// Remove the rows of a range of keys; needs no flush to be right, only to be done.
     pub(super) fn remove(&self, keys: Keys) -> io::Result<()> {
-        // Found first, then removed, so that no iterator walks over what changes under it.
-        let found: Vec<_> = self.db.range(keys.start..keys.end).keys().collect();
-        for key in found {
-            let key = guard(|| key)?;
-            guard(|| self.db.remove(&key))?;
+        let mut found: Vec<Bytes> = Vec::new();
+        for key in self.db.range(keys.start.clone()..keys.end.clone()).keys() {
+            found.push(Bytes::copy_from_slice(&guard(|| key)?));
         }
+        {
+            let tables = self.tables.read();
+            let range = Bytes::from(keys.start)..Bytes::from(keys.end);
+            for table in [&tables.active, &tables.frozen] {
+                found.extend(table.rows.range(range.clone()).map(|(key, _)| key.clone()));
+            }
+        }
+        self.write(found.into_iter().map(|key| (key, None)));
         Ok(())
     }
 
     /// Make all that was written survive kill -9 of this process.
     pub(super) fn flush(&self) -> io::Result<()> {
-        guard(|| self.db.flush()).map(drop)
+        {
+            let mut writing = self.journal.lock();
+            let unwritten = std::mem::take(&mut writing.unwritten);
+            if !unwritten.is_empty() {
+                writing.journal.append(&unwritten)?;
+            }
+        }
+        let in_memory = self.tables.read().active.bytes;
+        match in_memory > MOST_IN_MEMORY {
+            true => self.checkpoint(),
+            false => Ok(()),
+        }
     }
 
     /// Make all that was flushed survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
-        for name in ["db", "conf"] {
-            self.disk.open(&self.folder.join(name), Access::Read)?.sync()?;
+        let files: Vec<_> = {
+            let mut writing = self.journal.lock();
+            let suspect = writing.journals().any(|journal| journal.suspect);
+            writing.journals().filter(|_| !suspect).map(|journal| journal.file()).collect()
+        };
+        if files.is_empty() {
+            return self.checkpoint();
         }
-        let blobs = self.folder.join("blobs");
-        for entry in self.disk.list(&blobs)? {
-            match self.disk.open(&blobs.join(entry.name), Access::Read) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?.sync()?,
+        files.into_iter().try_for_each(|file| self.sync_journal(file))
+    }
+
+    fn sync_journal(&self, (number, file): (u64, Arc<dyn DiskFile>)) -> io::Result<()> {
+        file.sync().inspect_err(|_| {
+            let mut writing = self.journal.lock();
+            writing.journals().filter(|journal| journal.number() == number).for_each(|journal| journal.suspect = true);
+        })
+    }
+
+    /// Whether enough has come together for a checkpoint.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let bytes = self.tables.read().active.bytes;
+        let is_old = || self.checkpoint.try_lock().is_some_and(|last| last.elapsed() >= CHECKPOINT_EVERY);
+        bytes >= CHECKPOINT_BYTES || (bytes > 0 && is_old())
+    }
+
+    /// Take all that was written to sled, so that it survives a power cut and its journal can go.
+    ///
+    /// Errors: nothing is lost; the next one tries again.
+    pub(super) fn checkpoint(&self) -> io::Result<()> {
+        let mut last = self.checkpoint.lock();
+        self.take_frozen()?;
+        let number = {
+            let writing = self.journal.lock();
+            if self.tables.read().active.rows.is_empty() && !writing.journal.suspect {
+                return Ok(());
             }
+            writing.journal.number() + 1
+        };
+        let next = Journal::create(self.disk.as_ref(), &self.folder, number)?;
+        {
+            let mut writing = self.journal.lock();
+            writing.before = Some(std::mem::replace(&mut writing.journal, next));
+            let mut tables = self.tables.write();
+            tables.frozen = Arc::new(std::mem::take(&mut tables.active));
         }
-        Ok(())
+        *last = Instant::now();
+        self.take_frozen()
+    }
+
+    fn take_frozen(&self) -> io::Result<()> {
+        let (file, suspect) = {
+            let writing = self.journal.lock();
+            let Some(before) = &writing.before else { return Ok(()) };
+            (before.file(), before.suspect)
+        };
+        if !suspect {
+            // First: a journal that lost its end in a power cut must not be older than sled.
+            self.sync_journal(file)?;
+        }
+        let frozen = self.tables.read().frozen.clone();
+        take(&self.db, &frozen.rows)?;
+        guard(|| self.db.flush())?;
+        sync_sled(self.disk.as_ref(), &self.folder)?;
+        self.tables.write().frozen = Arc::default();
+        let before = self.journal.lock().before.take();
+        before.map_or(Ok(()), |journal| self.disk.unlink(journal.path()))
     }
 
     /// Make the names of its files survive a power cut; needed once after they were created.
     pub(super) fn sync_names(&self) -> io::Result<()> {
-        self.sync()?;
+        sync_sled(self.disk.as_ref(), &self.folder)?;
         self.disk.sync_folder(&self.folder.join("blobs"))?;
         self.disk.sync_folder(&self.folder)
     }
+}
+
+/// Give rows to sled.
+fn take<'a>(db: &Db, rows: impl IntoIterator<Item = (&'a Bytes, &'a Option<Bytes>)>) -> io::Result<()> {
+    let mut rows = rows.into_iter().peekable();
+    while rows.peek().is_some() {
+        let mut batch = Batch::default();
+        for (key, value) in rows.by_ref().take(BATCH) {
+            match value {
+                Some(value) => batch.insert(&key[..], &value[..]),
+                None => batch.remove(&key[..]),
+            }
+        }
+        guard(|| db.apply_batch(batch))?;
+    }
+    Ok(())
+}
+
+fn sync_sled(disk: &dyn Disk, folder: &Path) -> io::Result<()> {
+    for name in ["db", "conf"] {
+        disk.open(&folder.join(name), Access::Read)?.sync()?;
+    }
+    let blobs = folder.join("blobs");
+    for entry in disk.list(&blobs)? {
+        match disk.open(&blobs.join(entry.name), Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?.sync()?,
+        }
+    }
+    Ok(())
 }
 
 fn is_lock(error: &io::Error) -> bool {

@@ -137,7 +137,8 @@ pub(super) fn recover(core: &Core, found: Found) -> Result<(), StoreError> {
     if !writes.is_empty() {
         let next = core.numbers.next().to_le_bytes().to_vec();
         writes.push((Row::Setting(Setting::Next), Some(next)));
-        core.database.apply(writes).and_then(|()| core.database.flush()).map_err(failed("write records"))?;
+        core.database.apply(writes);
+        core.database.flush().map_err(failed("write records"))?;
     }
     for (id, record) in records {
         core.room.take(super::room::cost(record.segment(id), record.place));

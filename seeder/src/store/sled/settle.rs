@@ -115,6 +115,11 @@ pub(super) fn do_chores(core: &Core, chores: Vec<Chore>) {
     if let Err(error) = core.look_at_disk() {
         tracing::warn!(%error, "cannot ask the disk how much is free");
     }
+    if core.database.wants_checkpoint()
+        && let Err(error) = core.database.checkpoint()
+    {
+        tracing::warn!(%error, "take rows from the journal to the database; tried again");
+    }
     if waiters.is_empty() && core.unsettled.ready(None).is_empty() {
         return;
     }
@@ -167,7 +172,7 @@ pub(super) fn settle(core: &Core, only: Option<&HashSet<SegmentId>>) -> Result<(
     core.unsettled.remove(ready.iter().map(|(number, _, _)| *number).filter(|number| !lost.contains(number)));
     let settled = core.unsettled.mark(&core.numbers);
     let mark = || {
-        core.database.put(Row::Setting(Setting::Settled), &settled.to_le_bytes())?;
+        core.database.put(Row::Setting(Setting::Settled), &settled.to_le_bytes());
         core.database.flush()?;
         core.database.sync()
     };

@@ -57,7 +57,7 @@ fn rot(store: &SledStore, segment: Segment, chunk: u32) {
             let row = Row::Chunk { number: number.get(), chunk };
             let mut value = store.core.database.get(row).unwrap().unwrap();
             value[0] ^= 1;
-            store.core.database.put(row, &value).unwrap();
+            store.core.database.put(row, &value);
         }
     }
 }

@@ -233,8 +233,9 @@ async fn chunks_that_never_got_a_record_are_swept_at_the_next_start() {
     let segment = put(&store, &samples()[0].0, AckLevel::Close).await.unwrap();
     let number = store.core.numbers.next() + 1;
     for row in [Row::Chunk { number, chunk: 0 }, Row::Chunk { number, chunk: 1 }, Row::Tree { number }] {
-        store.core.database.put(row, &[7; 100]).unwrap();
+        store.core.database.put(row, &[7; 100]);
     }
+    store.core.database.flush().unwrap();
     store.close().await;
     let store = open_on(quiet(dir.path()), Arc::new(RealDisk)).await.unwrap();
     assert_eq!(store.inventory(), [(segment.id, true)]);

@@ -96,7 +96,7 @@ async fn a_rotten_record_is_dropped_and_its_file_proves_itself() {
     for id in [segment.id, small.id] {
         let mut value = store.core.database.get(Row::Segment(id)).unwrap().unwrap();
         value[3] ^= 4;
-        store.core.database.put(Row::Segment(id), &value).unwrap();
+        store.core.database.put(Row::Segment(id), &value);
     }
     store.close().await;
     let store = open(dir.path()).await;
