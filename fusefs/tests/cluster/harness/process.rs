@@ -108,7 +108,13 @@ impl Daemon {
         self.kill_or(|| {});
     }
 
-    /// The same; `stuck` helps where the kernel does not let go of it.
+    /// Leave the process to whoever asks, so that another can be started in its place.
+    #[allow(dead_code, reason = "for the cluster tests")]
+    pub(crate) fn take(&mut self) -> Child {
+        self.child.take().expect("running")
+    }
+
+    /// The same as [`Self::kill`]; `stuck` helps where the kernel does not let go of it.
     pub(crate) fn kill_or(&mut self, stuck: impl FnOnce()) {
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
