@@ -21,11 +21,10 @@ async fn holders_of(client: &v1::holders_client::HoldersClient<tonic::transport:
 async fn an_announced_segment_is_located_and_a_lost_one_is_not() {
     let tracker = Tracker::start(config()).await.unwrap();
     let client = holders(&tracker).await;
-    let (peer, welcome) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 1)).await;
+    let (mut peer, welcome) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 1)).await;
     assert_eq!(welcome.address, "127.0.0.1:9001", "the unspecified host is replaced by the one seen");
     peer.inventory(&segments(0..100), false).await;
-    peer.inventory(&segments(100..200), true).await;
-    until(|| holders_of(&client, 199), |count| *count == 1).await;
+    peer.tell(&segments(100..200)).await;
     let found = locate(&client, &segments([0, 150, 999])).await;
     assert_eq!(found, [vec![(peer.id, false)], vec![(peer.id, false)], vec![]]);
 
@@ -40,9 +39,8 @@ async fn an_announced_segment_is_located_and_a_lost_one_is_not() {
     assert_eq!(found, [vec![], vec![(peer.id, false)], vec![(peer.id, true)]]);
 
     // A new inventory replaces what was known, at its last part.
-    peer.inventory(&segments(50..60), true).await;
-    until(|| holders_of(&client, 150), |count| *count == 0).await;
-    assert_eq!(holders_of(&client, 55).await, 1);
+    peer.tell(&segments(50..60)).await;
+    assert_eq!((holders_of(&client, 150).await, holders_of(&client, 55).await), (0, 1));
     assert_eq!(tracker.stop().await, Stopped::Clean);
 }
 
@@ -78,8 +76,7 @@ async fn a_peer_that_leaves_is_dead_at_once() {
     let tracker = Tracker::start(config()).await.unwrap();
     let client = holders(&tracker).await;
     let (mut peer, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 1)).await;
-    peer.inventory(&segments(0..10), true).await;
-    peer.taken().await;
+    peer.tell(&segments(0..10)).await;
     assert_eq!(holders_of(&client, 9).await, 1);
     peer.send(Message::Leaving(Leaving {})).await;
     let id = peer.id;
@@ -104,8 +101,7 @@ async fn two_processes_with_one_peer_id_are_a_copied_store() {
     assert_eq!(first.end().await.code(), Code::Aborted);
     let client = holders(&tracker).await;
     assert_eq!(state(&client, third.id).await, None, "it has not told what it holds");
-    third.inventory(&[], true).await;
-    third.taken().await;
+    third.tell(&[]).await;
     assert_eq!(state(&client, third.id).await, Some(PeerState::Live));
 }
 
@@ -140,10 +136,8 @@ async fn a_reported_holder_comes_last_is_told_to_verify_and_is_believed_again_on
     let (mut bad, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 1)).await;
     let (mut good, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, 2)).await;
     for peer in [&mut bad, &mut good] {
-        peer.inventory(&segments([1, 2]), true).await;
-        peer.taken().await;
+        peer.tell(&segments([1, 2])).await;
     }
-    until(|| holders_of(&client, 2), |count| *count == 2).await;
     let report = |kind: ReportKind| v1::ReportRequest {
         reporter_id: ProcessId::random().to_wire(),
         reports: vec![HolderReport { peer_id: bad.id.to_wire(), segment_id: segment(1).to_wire(), kind: kind.into() }],
@@ -222,22 +216,18 @@ async fn segments_are_placed_on_live_seeders_with_room_and_never_on_mounts() {
     for number in 1..=4 {
         peers.push(FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await.0);
     }
-    let (mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
+    let (mut mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
     let early = client.place(place(&segments([1]), 3)).await.unwrap().into_inner();
     assert_eq!(early.counts, [0], "none has told what it holds");
-    for peer in peers.iter().chain([&mount]) {
-        peer.inventory(&[], true).await;
-    }
     peers[3].send(Message::Load(Load { free_bytes: 0, used_bytes: 1 << 40, ..Load::default() })).await;
+    for peer in peers.iter_mut().chain([&mut mount]) {
+        peer.tell(&[]).await;
+    }
     let ids = segments(0..300);
     let full = peers[3].id.to_wire();
-    let ask = || {
-        let (mut client, request) = (client.clone(), place(&ids, 3));
-        async move { client.place(request).await.unwrap().into_inner() }
-    };
-    let settled = |reply: &v1::PlaceReply| reply.counts[0] == 3 && reply.peers.iter().all(|peer| peer.peer_id != full);
-    let reply = until(ask, settled).await;
+    let reply = client.place(place(&ids, 3)).await.unwrap().into_inner();
     assert_eq!(reply.counts, vec![3; 300]);
+    assert!(reply.peers.iter().all(|peer| peer.peer_id != full));
     for targets in reply.targets.chunks(3) {
         assert!(targets[0] != targets[1] && targets[1] != targets[2] && targets[0] != targets[2]);
     }

@@ -285,7 +285,7 @@ async fn absurd_loads_and_capacities_do_not_overflow() {
     let mut peers = Vec::new();
     for number in 1..=3 {
         let hello = Hello { capacity_bytes: u64::MAX, ..hello(PeerKind::Seeder, number) };
-        let (peer, _) = FakePeer::join(&tracker, hello).await;
+        let (mut peer, _) = FakePeer::join(&tracker, hello).await;
         let most = u64::MAX;
         let load = v1::Load {
             used_bytes: most,
@@ -296,12 +296,10 @@ async fn absurd_loads_and_capacities_do_not_overflow() {
             corrupt_segments: most,
         };
         peer.send(Message::Load(load)).await;
-        peer.inventory(&segments([1]), true).await;
+        peer.tell(&segments([1])).await;
         peers.push(peer);
     }
-    let one = segments([1]);
-    let ask = || locate(&client, &one);
-    until(ask, |found| found[0].len() == 3).await;
+    assert_eq!(locate(&client, &[segment(1)]).await[0].len(), 3);
     let status = client.status(v1::StatusRequest { replicas: 0 }).await.unwrap().into_inner();
     assert_eq!((status.capacity_bytes, status.seeders_live), (u64::MAX, 3));
     let place = PlaceRequest {
@@ -384,8 +382,8 @@ async fn a_hundred_invented_peers_leave_nothing_behind() {
     let mut client = holders(&tracker).await;
     for number in 0..100u8 {
         let invented = Hello { peer_id: PeerId::random().to_wire(), ..hello(PeerKind::Mount, number) };
-        let (peer, _) = FakePeer::join(&tracker, invented).await;
-        peer.inventory(&segments(u32::from(number) * 100..u32::from(number) * 100 + 50), true).await;
+        let (mut peer, _) = FakePeer::join(&tracker, invented).await;
+        peer.tell(&segments(u32::from(number) * 100..u32::from(number) * 100 + 50)).await;
     }
     let ask = || {
         let mut client = client.clone();

@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::Path;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -92,23 +93,19 @@ async fn status_counts_each_segment_once_and_mounts_never() {
     let tracker = Tracker::start(config()).await.unwrap();
     let mut peers = Vec::new();
     for number in 1..=4 {
-        let (peer, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await;
-        peer.inventory(&[], true).await;
-        let client = holders(&tracker).await;
-        until(|| state(&client, peer.id), |state| *state == Some(PeerState::Live)).await;
+        let (mut peer, _) = FakePeer::join(&tracker, hello(PeerKind::Seeder, number)).await;
+        peer.tell(&[]).await;
         peers.push(peer);
     }
-    let (mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
+    let (mut mount, _) = FakePeer::join(&tracker, hello(PeerKind::Mount, 9)).await;
     let channel = channel(&tracker).await;
     // 1: four replicas, 2: three, 3: one and a mount; the second file shares all of them.
     let acks: Vec<(PeerId, &[u32])> =
         vec![(peers[0].id, &[1, 2, 3]), (peers[1].id, &[1, 2]), (peers[2].id, &[1, 2]), (peers[3].id, &[1])];
     assert_eq!(publish(&channel, "a", &[1, 2, 3], &acks).await, Fault::Unspecified);
     assert_eq!(publish(&channel, "b", &[3, 3, 1], &[]).await, Fault::Unspecified);
-    mount.inventory(&segments([3]), true).await;
+    mount.tell(&segments([3])).await;
     peers[0].send(Message::Load(Load { used_bytes: 7, free_bytes: 9, corrupt_segments: 2, ..Load::default() })).await;
-    let (client, third) = (holders(&tracker).await, segments([3]));
-    until(|| locate(&client, &third), |found| found[0].len() == 2).await;
     let ask = || status(&tracker, 0);
     let got = until(ask, |got| got.corrupt == 2 && got.segments == 3).await;
     assert_eq!((got.healthy, got.under_replicated, got.over_replicated, got.missing), (1, 1, 1, 0));
@@ -131,8 +128,8 @@ async fn a_tracker_that_starts_again_knows_its_names_and_misses_its_seeders() {
     let folder = tempfile::tempdir().unwrap();
     let first = Tracker::start(in_folder(folder.path())).await.unwrap();
     let zone = v1::Hello { zone: "attic".into(), ..hello(PeerKind::Seeder, 1) };
-    let (peer, welcome) = FakePeer::join(&first, zone.clone()).await;
-    peer.inventory(&segments([1]), true).await;
+    let (mut peer, welcome) = FakePeer::join(&first, zone.clone()).await;
+    peer.tell(&segments([1])).await;
     let (_mount, _) = FakePeer::join(&first, hello(PeerKind::Mount, 2)).await;
     assert_eq!(publish(&channel(&first).await, "file", &[1], &[(peer.id, &[1])]).await, Fault::Unspecified);
     assert_eq!(first.stop().await, Stopped::Clean);
@@ -150,10 +147,10 @@ async fn a_tracker_that_starts_again_knows_its_names_and_misses_its_seeders() {
     let client = holders(&second).await;
     until(|| state(&client, peer.id), |state| *state == Some(PeerState::Dead)).await;
 
-    let (again, welcome_again) = FakePeer::join(&second, zone).await;
+    let (mut again, welcome_again) = FakePeer::join(&second, zone).await;
     assert_eq!(welcome_again.swarm_id, welcome.swarm_id);
     assert_ne!(welcome_again.boot_id, welcome.boot_id);
-    again.inventory(&segments([1]), true).await;
+    again.tell(&segments([1])).await;
     until(|| status(&second, 1), |got| got.healthy == 1).await;
     assert_eq!(second.stop().await, Stopped::Clean);
 }
@@ -162,9 +159,8 @@ async fn a_tracker_that_starts_again_knows_its_names_and_misses_its_seeders() {
 async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_come() {
     let folder = tempfile::tempdir().unwrap();
     let first = Tracker::start(in_folder(folder.path())).await.unwrap();
-    let (peer, _) = FakePeer::join(&first, hello(PeerKind::Seeder, 1)).await;
-    peer.inventory(&segments([1]), true).await;
-    until(|| locate_one(&first), |found| *found == 1).await;
+    let (mut peer, _) = FakePeer::join(&first, hello(PeerKind::Seeder, 1)).await;
+    peer.tell(&segments([1])).await;
     assert_eq!(first.stop().await, Stopped::Clean);
 
     let second = Tracker::start(in_folder(folder.path())).await.unwrap();
@@ -181,10 +177,6 @@ async fn a_tracker_that_has_just_started_places_on_seeders_that_are_about_to_com
     let placed = asked.await.unwrap().into_inner().counts;
     // It waits for a second; on a machine that was busy for so long this shows nothing.
     assert!(placed == [1] || began.elapsed() >= Duration::from_secs(1), "{placed:?}");
-}
-
-async fn locate_one(tracker: &Tracker) -> usize {
-    locate(&holders(tracker).await, &segments([1])).await[0].len()
 }
 
 #[tokio::test]
@@ -208,17 +200,23 @@ async fn a_folder_is_free_when_stop_returns_and_taken_before() {
 #[tokio::test]
 async fn a_call_that_never_ends_is_cut_at_stop() {
     let tracker = Tracker::start(config()).await.unwrap();
-    let (pages, messages) = tokio::sync::mpsc::channel::<v1::ManifestPage>(1);
     let mut catalog = CatalogClient::new(channel(&tracker).await);
-    let endless = catalog.put_manifest(tokio_stream::wrappers::ReceiverStream::new(messages));
+    let mut other = catalog.clone();
+    let (sending, sent) = tokio::sync::oneshot::channel::<()>();
+    let mut sending = Some(sending);
+    let endless = catalog.put_manifest(futures::stream::poll_fn(move |_| {
+        drop(sending.take());
+        Poll::<Option<v1::ManifestPage>>::Pending
+    }));
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        sent.await.unwrap_err();
+        // One connection hands over its calls in order: when the second is answered, the first is there.
+        other.stat_fs(v1::StatFsRequest {}).await.unwrap();
         tracker.stop().await
     };
     let (answer, stopped) = tokio::join!(endless, stop);
     assert!(answer.is_err());
     assert_eq!(stopped, Stopped::Forced);
-    drop(pages);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -94,7 +94,7 @@ fn failure(error: &UnmountError) -> Failure {
         UnmountError::Busy { .. } => {
             Failure::new(Exit::Failure, message).hint("leave the folder and close its files, or add -l")
         }
-        UnmountError::NotAllowed(_) => Failure::new(Exit::Permission, message),
+        UnmountError::NotAllowed(_) | UnmountError::Hangs { .. } => Failure::new(Exit::Permission, message),
         UnmountError::Failed { .. } => Failure::new(of_io(std::io::ErrorKind::Other), message),
     }
 }

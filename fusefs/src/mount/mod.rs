@@ -5,6 +5,7 @@
 
 mod config;
 mod content;
+mod dead;
 pub mod doctor;
 mod folder;
 mod start;

@@ -28,6 +28,11 @@ impl MountEntry {
     pub fn is_ours(&self) -> bool {
         self.kind == OUR_TYPE
     }
+
+    /// The number by which the kernel calls a FUSE connection, in `/sys/fs/fuse/connections`.
+    pub fn connection(&self) -> Option<&str> {
+        self.device.split_once(':').map(|(_, minor)| minor)
+    }
 }
 
 /// All mounts that this process sees, a later one over an earlier one.
@@ -137,6 +142,7 @@ mod tests {
         assert_eq!(mounts[1].mountpoint, Path::new("/tmp/a b\nc"));
         assert_eq!((mounts[1].source.as_str(), mounts[1].device.as_str()), ("swarm://h:1/x y", "0:51"));
         assert!(mounts[1].is_ours());
+        assert_eq!(mounts[1].connection(), Some("51"));
     }
 
     #[test]

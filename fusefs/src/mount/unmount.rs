@@ -1,4 +1,4 @@
-//! Unmounting, by root and by users, also of what its daemon has left behind.
+//! Unmounting, by root and by users, also of what a daemon that is gone has left behind.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
+use super::dead::{self, Life, Switch};
 use super::table::{self, MountEntry};
 use crate::errno::Errno;
 
@@ -47,6 +48,20 @@ pub enum UnmountError {
     /// Somebody else mounted it.
     #[error("{}: only the user who mounted it, or root, may unmount it", .0.display())]
     NotAllowed(PathBuf),
+    /// Its daemon is gone, what asks it hangs, and this process may not end that.
+    #[error(
+        "{}: its process was killed and cannot end, and what uses the folder waits for it: as root, \
+         `echo 1 > {switch}` and unmount again ({source})",
+        folder.display(),
+    )]
+    Hangs {
+        /// The folder.
+        folder: PathBuf,
+        /// What ends it.
+        switch: Switch,
+        /// Why this process may not.
+        source: io::Error,
+    },
     /// The system refused.
     #[error("unmount {}: {reason}", folder.display())]
     Failed {
@@ -64,7 +79,7 @@ fn users_text(users: &[String]) -> String {
     }
 }
 
-/// Unmount one of our mounts.
+/// Unmount one of our mounts; one whose daemon is gone also if it is in use.
 pub fn unmount(folder: &Path, when_busy: WhenBusy) -> Result<MountEntry, UnmountError> {
     let failed = |error: io::Error| UnmountError::Failed { folder: folder.to_owned(), reason: error.to_string() };
     let not_ours = |found: String| UnmountError::NotOurs { folder: folder.to_owned(), found };
@@ -77,21 +92,35 @@ pub fn unmount(folder: &Path, when_busy: WhenBusy) -> Result<MountEntry, Unmount
         Some(entry) => return Err(not_ours(format!("a mount of type {}, not of swarmfs", entry.kind))),
         None => return Err(not_ours("nothing is mounted there".to_owned())),
     };
-    detach(&path, when_busy)?;
+    match free_if_dead(&path, &entry)? {
+        // Whoever uses it gets nothing but errors.
+        true => detach(&path, WhenBusy::Detach)?,
+        false => detach(&path, when_busy)?,
+    }
     Ok(entry)
+}
+
+/// Whether the daemon of a mount is gone; nobody waits for it from then on.
+fn free_if_dead(path: &Path, entry: &MountEntry) -> Result<bool, UnmountError> {
+    match dead::life_of(path, entry) {
+        Life::Served => Ok(false),
+        Life::Gone => Ok(true),
+        Life::Hangs(switch) => match switch.abort() {
+            Ok(()) => {
+                tracing::warn!(folder = %path.display(), "the process of this mount was killed and hung: it is aborted");
+                Ok(true)
+            }
+            Err(source) => Err(UnmountError::Hangs { folder: path.to_owned(), switch, source }),
+        },
+    }
 }
 
 /// Clear a mount of ours whose daemon is gone; false if there is none.
 ///
 /// Errors: it is there and could not be cleared.
 pub(super) fn clear_dead(path: &Path) -> Result<bool, UnmountError> {
-    // Only a dead mount answers so; a living one is not asked anything that could hang.
-    let dead = match rustix::fs::statfs(path) {
-        Err(Errno::NOTCONN) => true,
-        Ok(_) | Err(_) => false,
-    };
-    let ours = || table::at(path).ok().flatten().is_some_and(|entry| entry.is_ours());
-    if !dead || !ours() {
+    let Some(entry) = table::at(path).ok().flatten().filter(MountEntry::is_ours) else { return Ok(false) };
+    if !free_if_dead(path, &entry)? {
         return Ok(false);
     }
     detach(path, WhenBusy::Detach)?;

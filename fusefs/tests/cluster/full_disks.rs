@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::data::{close, noise};
 use crate::harness::process::force_unmount;
@@ -91,10 +91,12 @@ fn with_all_seeders_full_close_and_fsync_say_so_keep_the_bytes_and_work_again_wh
     let spool = mount.cache.join("spool");
     let name = |index: u64| format!("{index}");
     let mut saved = Vec::new();
+    let mut began = Instant::now();
     let (refused, error) = (0..20_u64)
         .find_map(|index| match write(&mount.path(&name(index)), &noise(index, 6 * MIB)) {
             Ok(()) => {
                 saved.push(index);
+                began = Instant::now();
                 None
             }
             Err(error) => Some((index, error)),
@@ -102,6 +104,7 @@ fn with_all_seeders_full_close_and_fsync_say_so_keep_the_bytes_and_work_again_wh
         .expect("the disks are full some time");
     assert_eq!(error.raw_os_error(), NO_SPACE, "{error}");
     assert!(saved.len() >= 3, "{saved:?}");
+    eprintln!("refused after {:?}", began.elapsed());
     eventually("the spool is kept, with a note", Duration::from_secs(60), || notes_in(&spool) == 1);
     let mut names = std::fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().path());
     let note = names.find(|path| path.extension().is_some_and(|found| found == "json")).unwrap();
@@ -112,7 +115,9 @@ fn with_all_seeders_full_close_and_fsync_say_so_keep_the_bytes_and_work_again_wh
     let mut held =
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(mount.path("held")).unwrap();
     held.write_all(&noise(100, 7 * MIB)).unwrap();
+    let began = Instant::now();
     assert_eq!(held.sync_all().unwrap_err().raw_os_error(), NO_SPACE);
+    eprintln!("refused after {:?}", began.elapsed());
     let mut read = vec![0; 7 * MIB];
     held.read_exact_at(&mut read, 0).unwrap();
     assert!(read == noise(100, 7 * MIB));
@@ -120,7 +125,9 @@ fn with_all_seeders_full_close_and_fsync_say_so_keep_the_bytes_and_work_again_wh
         assert!(std::fs::read(second.path(&name(*index))).unwrap() == noise(*index, 6 * MIB), "file {index}");
     }
     disks.iter().for_each(|disk| disk.resize(200));
-    eventually("fsync works again", Duration::from_secs(60), || held.sync_all().is_ok());
+    let began = Instant::now();
+    eventually("fsync works again", Duration::from_secs(90), || held.sync_all().is_ok());
+    eprintln!("there is room again after {:?}", began.elapsed());
     close(held).unwrap();
     write(&mount.path("after"), &noise(101, 5 * MIB)).unwrap();
     assert!(std::fs::read(second.path("held")).unwrap() == noise(100, 7 * MIB));

@@ -22,15 +22,13 @@ const WRITERS: usize = 4;
 const FILES: usize = 6;
 const MIB: usize = 1024 * 1024;
 
-/// All that writers tried to write and what of it was acknowledged.
-#[derive(Default)]
-struct History {
-    files: HashMap<String, Versions>,
-}
+/// All that writers tried to write and what of it was acknowledged, by file.
+type History = BTreeMap<String, Versions>;
 
 #[derive(Default)]
 struct Versions {
-    tried: usize,
+    tried: Vec<usize>,
+    /// The last one; 0: none.
     acknowledged: usize,
     how: Vec<String>,
     failed: Vec<String>,
@@ -91,37 +89,39 @@ struct Writer {
 
 const FOLDER: &str = "SWARM_TEST_WRITER_FOLDER";
 const NUMBER: &str = "SWARM_TEST_WRITER_NUMBER";
+const ROUND: &str = "SWARM_TEST_WRITER_ROUND";
 const SAYS: &str = "writer says: ";
 
 impl Writer {
-    fn start(folder: &Path, number: usize, acknowledged: &Arc<AtomicUsize>) -> Self {
+    /// `history` has what it and those before it of its number wrote.
+    fn start(folder: &Path, number: usize, round: usize, mut history: History, count: &Arc<AtomicUsize>) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["killed_writers::writes_until_its_input_ends", "--exact", "--ignored", "--nocapture"])
             .env(FOLDER, folder)
             .env(NUMBER, number.to_string())
+            .env(ROUND, round.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (told, acknowledged) = (BufReader::new(child.stdout.take().unwrap()), acknowledged.clone());
+        let (told, count) = (BufReader::new(child.stdout.take().unwrap()), count.clone());
         let history = std::thread::spawn(move || {
-            let mut history = History::default();
             for line in told.lines() {
                 let line = line.unwrap();
                 let Some((_, said)) = line.split_once(SAYS) else { continue };
                 let words: Vec<&str> = said.splitn(4, ' ').collect();
                 let [name, version, way, outcome] = words[..] else { panic!("a writer said {said:?}") };
-                let versions = history.files.entry(name.to_owned()).or_default();
-                versions.tried = version.parse().unwrap();
+                let versions = history.entry(name.to_owned()).or_default();
+                versions.how.push(format!("{version} way {way} {outcome}"));
+                let version = version.parse().unwrap();
                 match outcome {
-                    "begins" => continue,
+                    "begins" => versions.tried.push(version),
                     "acknowledged" => {
-                        versions.acknowledged = versions.tried;
-                        acknowledged.fetch_add(1, Ordering::Relaxed);
+                        versions.acknowledged = version;
+                        count.fetch_add(1, Ordering::Relaxed);
                     }
                     error => versions.failed.push(error.to_owned()),
                 }
-                versions.how.push(format!("{version} way {way}: {outcome}"));
             }
             history
         });
@@ -141,20 +141,21 @@ impl Writer {
 #[ignore = "not a test: the process that `Writer` starts"]
 fn writes_until_its_input_ends() {
     let (Some(folder), Ok(number)) = (std::env::var_os(FOLDER), std::env::var(NUMBER)) else { return };
+    let round: usize = std::env::var(ROUND).unwrap().parse().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     std::thread::spawn(move || {
         std::io::stdin().read_to_end(&mut Vec::new()).ok();
         told.store(true, Ordering::Relaxed);
     });
-    let mut rng = SmallRng::seed_from_u64(number.parse().unwrap());
-    let mut tried = HashMap::new();
+    let mut rng = SmallRng::seed_from_u64(number.parse::<u64>().unwrap() + 100 * round as u64);
+    // No version of an earlier round.
+    let mut version = 1_000_000 * round;
     while !stop.load(Ordering::Relaxed) {
         let (name, way) = (format!("{number}-{}", rng.random_range(0..FILES)), rng.random_range(0..3));
-        let version = tried.entry(name.clone()).or_insert(0);
-        *version += 1;
+        version += 1;
         println!("{SAYS}{name} {version} {way} begins");
-        match write_version(Path::new(&folder), &name, &content_of(&name, *version), way) {
+        match write_version(Path::new(&folder), &name, &content_of(&name, version), way) {
             Ok(()) => println!("{SAYS}{name} {version} {way} acknowledged"),
             // With nothing mounted there this fails at once.
             Err(error) => println!("{SAYS}{name} {version} {way} {error}"),
@@ -175,13 +176,13 @@ fn assert_is_a_version(folder: &Path, name: &str, versions: &Versions) {
     if versions.acknowledged == 0 && read.is_empty() {
         return;
     }
-    let found = (1..=versions.tried).rev().find(|version| content_of(name, *version) == read);
+    let found = versions.tried.iter().rev().find(|version| content_of(name, **version) == read);
     match found {
-        Some(version) if version >= versions.acknowledged => {}
+        Some(&version) if version >= versions.acknowledged => {}
         Some(version) => {
             panic!("{name} is version {version}, but {} was acknowledged; {}", versions.acknowledged, told())
         }
-        None => panic!("{name} of {} bytes is no version of {}; {}", read.len(), versions.tried, told()),
+        None => panic!("{name} of {} bytes is no version of it; {}", read.len(), told()),
     }
 }
 
@@ -223,36 +224,37 @@ fn nothing_acknowledged_is_lost_whatever_is_killed_while_files_are_written() {
     // What is written while nothing is mounted there must not go into the folder below.
     let folder = mount.path("files");
     std::fs::create_dir(&folder).unwrap();
-    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let second = swarm.mount();
+    eventually("the folder shows", Duration::from_secs(10), || second.path("files").exists());
+    let count = Arc::new(AtomicUsize::new(0));
     let mut rng = SmallRng::seed_from_u64(77);
-    let writers: Vec<Writer> = (0..WRITERS).map(|number| Writer::start(&folder, number, &acknowledged)).collect();
-    for round in 0..=rounds(3, 100) {
-        let enough = acknowledged.load(Ordering::Relaxed) + rng.random_range(5..40);
-        eventually("files are acknowledged", Duration::from_secs(90), || {
-            acknowledged.load(Ordering::Relaxed) >= enough
-        });
-        if round < rounds(3, 100) {
-            kill_and_bring_back(&mut swarm, &mut mount, round % 3, &mut rng);
+    let mut histories: Vec<History> = (0..WRITERS).map(|_| History::new()).collect();
+    for round in 0..rounds(3, 100) {
+        let start = |(number, history)| Writer::start(&folder, number, round + 1, history, &count);
+        let writers: Vec<Writer> = histories.drain(..).enumerate().map(start).collect();
+        let enough = count.load(Ordering::Relaxed) + rng.random_range(10..60);
+        eventually("files are acknowledged", Duration::from_secs(90), || count.load(Ordering::Relaxed) >= enough);
+        kill_and_bring_back(&mut swarm, &mut mount, round % 3, &mut rng);
+        // At once: what is written from now on would hide what was lost.
+        histories.extend(writers.into_iter().map(Writer::stop));
+        for (name, versions) in histories.iter().flatten() {
+            assert_is_a_version(&second.path("files"), name, versions);
         }
     }
-    let histories: Vec<History> = writers.into_iter().map(Writer::stop).collect();
-    eprintln!("{} versions were acknowledged", acknowledged.load(Ordering::Relaxed));
-    swarm.wait_live(3);
-    let files: Vec<(&String, &Versions)> = histories.iter().flat_map(|history| &history.files).collect();
+    eprintln!("{} versions were acknowledged", count.load(Ordering::Relaxed));
+    let files: Vec<(&String, &Versions)> = histories.iter().flatten().collect();
     let mut failures: BTreeMap<&String, usize> = BTreeMap::new();
     files.iter().flat_map(|(_, versions)| &versions.failed).for_each(|error| *failures.entry(error).or_default() += 1);
     eprintln!("others failed: {failures:?}");
+    swarm.wait_live(3);
     drop_caches();
-    let second = swarm.mount();
     for (name, versions) in &files {
-        assert_is_a_version(&second.path("files"), name, versions);
         assert_is_a_version(&folder, name, versions);
     }
-    for (name, versions) in files.iter().filter(|(_, versions)| versions.acknowledged > 0) {
-        eventually("two seeders hold it", Duration::from_secs(30), || {
+    for (name, _) in files.iter().filter(|(_, versions)| versions.acknowledged > 0) {
+        eventually("two seeders hold it", Duration::from_secs(60), || {
             replicas_of(&swarm, &format!("/files/{name}")) >= 2
         });
-        assert!(versions.tried > 0);
     }
     let status = swarm.status();
     assert_eq!(status["segments"]["missing"], 0, "{status}");

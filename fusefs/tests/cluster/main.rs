@@ -9,6 +9,7 @@
 mod cache;
 mod full_disks;
 mod harness;
+mod killed_mounts;
 mod killed_seeders;
 mod killed_tracker;
 mod killed_writers;

@@ -45,7 +45,7 @@ fn cargo(folder: &Path, words: &[&str]) -> String {
 
 #[test]
 fn a_workspace_is_built_tested_and_built_again_only_where_it_changed() {
-    let Some(mut place) = Place::one() else { return };
+    let mut place = Place::one();
     let folder = place.path("project");
     write_workspace(&folder);
     let first = cargo(&folder, &["run"]);

@@ -23,7 +23,7 @@ fn what_four_writers_wrote_is_there() {
     if only_in_soak("fio, 4 jobs of each kind") {
         return;
     }
-    let Some(mut place) = Place::one() else { return };
+    let mut place = Place::one();
     for (name, words) in WRITERS {
         let written = fio(&place, name, words, &["--do_verify=1"]);
         place.remount();

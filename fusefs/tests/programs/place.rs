@@ -8,12 +8,8 @@ use tempfile::TempDir;
 use crate::harness::swarm::{Mounted, drop_caches};
 use crate::harness::{MountOptions, Swarm};
 
-/// Names a plain folder to work in instead of a mount.
+/// Names a plain folder to work in instead of a mount; `mount` is no folder.
 const PLAIN_FOLDER: &str = "SWARM_TEST_FOLDER";
-
-/// The day the mount takes writes, this becomes true and every test of this program runs in it.
-/// Until then `SWARM_TEST_FOLDER=mount` tries the mount.
-const MOUNT_IS_WRITABLE: bool = true;
 
 /// A folder to work in, and what is behind it. What is mounted goes before what it is mounted from.
 pub(crate) struct Place {
@@ -24,30 +20,26 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// One mount with two seeders and two replicas; nothing, and the reason printed, if it cannot be written.
-    pub(crate) fn one() -> Option<Self> {
+    /// One mount with two seeders and two replicas.
+    pub(crate) fn one() -> Self {
         Self::with_views(1)
     }
 
     /// The same with two mounts; of a plain folder both views are that folder.
-    pub(crate) fn two() -> Option<Self> {
+    pub(crate) fn two() -> Self {
         Self::with_views(2)
     }
 
-    fn with_views(views: usize) -> Option<Self> {
+    fn with_views(views: usize) -> Self {
         // Modes are compared, and other users work in it.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         match std::env::var_os(PLAIN_FOLDER) {
             Some(plain) if plain != "mount" => {
                 let folder = TempDir::with_prefix_in("programs-", plain).unwrap();
                 let views = vec![folder.path().to_owned(); views];
-                Some(Self { views, mounts: Vec::new(), swarm: None, folder })
+                Self { views, mounts: Vec::new(), swarm: None, folder }
             }
-            None if !MOUNT_IS_WRITABLE => {
-                eprintln!("skipped: the mount takes no writes yet; {PLAIN_FOLDER}=/some/folder runs this in a folder");
-                None
-            }
-            _ => Some(Self::mounted(views)),
+            _ => Self::mounted(views),
         }
     }
 

@@ -21,7 +21,7 @@ fn rsync(words: &[&str], from: &Path, to: &Path) -> String {
 
 #[test]
 fn a_tree_is_copied_in_and_out_and_brought_up_to_date() {
-    let Some(mut place) = Place::one() else { return };
+    let mut place = Place::one();
     let scratch = scratch();
     let (source, inside, back) = (scratch.path().join("source"), place.path("tree"), scratch.path().join("back"));
     odd_tree(&source, rounds(1_000, 10_000));

@@ -9,7 +9,7 @@ use crate::trees::{assert_same_tree_and_attributes, odd_tree};
 
 #[test]
 fn a_tree_of_links_odd_names_and_ten_thousand_files_goes_in_and_out() {
-    let Some(mut place) = Place::one() else { return };
+    let mut place = Place::one();
     let scratch = scratch();
     let (source, inside, back) = (scratch.path().join("source"), place.path("tree"), scratch.path().join("back"));
     let (into, out) = (scratch.path().join("into.tar"), place.path("out.tar"));

@@ -261,10 +261,13 @@ fn binding(store: &Arc<SledStore>, config: &SeederConfig, client: &TrackerClient
                      --data folder of its own there",
                     client.address()
                 )),
-                None if client.agree().await.is_err() || client.bind_to(swarm) != swarm => {
-                    Err(format!("the addresses in {} are not replicas of one tracker", client.address()))
+                None => {
+                    client.agree().await.map_err(|error| error.to_string())?;
+                    if client.bind_to(swarm) != swarm {
+                        return Err(format!("the addresses in {} are not replicas of one tracker", client.address()));
+                    }
+                    store.bind_swarm(swarm).await.map_err(|error| format!("join the swarm: {error}"))
                 }
-                None => store.bind_swarm(swarm).await.map_err(|error| format!("join the swarm: {error}")),
             }
         })
     })

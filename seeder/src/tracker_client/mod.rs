@@ -309,7 +309,8 @@ impl TrackerClient {
             tracing::error!(
                 %tracker,
                 reason = %refused,
-                "another swarm's tracker answers: bring its catalog back (`swarmfs catalog import`), or mount anew"
+                "another swarm's tracker answers: bring its catalog back (`swarmfs catalog import`); if that swarm is meant, \
+                 mount anew, and give a seeder a --data folder of its own there"
             );
         }
     }

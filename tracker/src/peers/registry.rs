@@ -158,19 +158,25 @@ impl Registry {
 
     /// What is known of everybody that has told what it holds: others may only be looking whether this is their swarm.
     pub fn snapshots(&self, now: Instant) -> Vec<Snapshot> {
-        let joined = |peer: &&Arc<Peer>| peer.inner.lock().joined;
-        self.all().iter().filter(joined).map(|peer| self.snapshot(peer, now)).collect()
+        let of_joined = |peer: &Arc<Peer>| {
+            let inner = peer.inner.lock();
+            inner.joined.then(|| self.snapshot_of(peer.slot, &inner, now))
+        };
+        self.all().iter().filter_map(of_joined).collect()
     }
 
     /// What is known of `peer`.
     pub fn snapshot(&self, peer: &Peer, now: Instant) -> Snapshot {
-        let inner = peer.inner.lock();
+        self.snapshot_of(peer.slot, &peer.inner.lock(), now)
+    }
+
+    fn snapshot_of(&self, slot: PeerSlot, inner: &Inner, now: Instant) -> Snapshot {
         let state_for = match inner.seen_before_ms {
             Some(seen_ms) => Duration::from_millis(unix_ms().saturating_sub(seen_ms)),
             None => inner.liveness.age(now),
         };
         Snapshot {
-            slot: peer.slot,
+            slot,
             facts: inner.facts.clone(),
             state: inner.liveness.state(now, self.grace),
             draining: inner.draining,

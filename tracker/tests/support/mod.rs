@@ -105,6 +105,12 @@ impl FakePeer {
         self.send(Message::Inventory(v1::Inventory { whole_ids, last, ..Default::default() })).await;
     }
 
+    /// Say all that it holds, and wait until the tracker knows it and counts this peer.
+    pub(crate) async fn tell(&mut self, whole: &[SegmentId]) {
+        self.inventory(whole, true).await;
+        self.taken().await;
+    }
+
     /// The next order that wants something.
     pub(crate) async fn order(&mut self) -> Result<Order, Status> {
         loop {

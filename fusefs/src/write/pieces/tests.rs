@@ -1,3 +1,5 @@
+//! What pieces say of each byte is what a plain list of all bytes says, whatever was written, saved or rebased.
+
 use proptest::prelude::*;
 use swarm_proto::{Segment, SegmentId};
 

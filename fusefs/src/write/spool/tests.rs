@@ -1,3 +1,5 @@
+//! What a spool keeps over the death of its process, and what it does not; and that a full disk is noticed.
+
 use super::*;
 
 fn note(number: SpoolNumber) -> Note {

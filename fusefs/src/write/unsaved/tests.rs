@@ -1,3 +1,5 @@
+//! What is written during a save stays unsaved, appends move behind others, and the next process goes on.
+
 use futures::FutureExt;
 use swarm_proto::{Extent, Segment, SegmentId};
 

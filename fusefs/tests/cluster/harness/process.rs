@@ -105,9 +105,28 @@ impl Daemon {
 
     /// kill -9, and wait until it is gone.
     pub(crate) fn kill(&mut self) {
+        self.kill_or(|| {});
+    }
+
+    /// Leave the process to whoever asks, so that another can be started in its place.
+    #[allow(dead_code, reason = "for the cluster tests")]
+    pub(crate) fn take(&mut self) -> Child {
+        self.child.take().expect("running")
+    }
+
+    /// The same as [`Self::kill`]; `stuck` helps where the kernel does not let go of it.
+    pub(crate) fn kill_or(&mut self, stuck: impl FnOnce()) {
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
-            child.wait().unwrap();
+            let began = Instant::now();
+            while child.try_wait().unwrap().is_none() {
+                if began.elapsed() > Duration::from_secs(5) {
+                    stuck();
+                    child.wait().unwrap();
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 
@@ -230,6 +249,17 @@ fn unchunk(mut body: &str) -> String {
         body = rest.get(length + 2..).unwrap_or_default();
     }
     text
+}
+
+/// Where the kernel may be told to end what is mounted at `folder`, whatever waits for it.
+pub(crate) fn abort_switch(folder: &Path) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let device = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find_map(|words| (words.get(4).is_some_and(|at| Path::new(at) == folder)).then(|| words[2].to_owned()))?;
+    let (_, minor) = device.split_once(':')?;
+    Some(PathBuf::from(format!("/sys/fs/fuse/connections/{minor}/abort")))
 }
 
 /// Unmount whatever is at `folder`, also a dead mount.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::eventually;
-use super::process::{Daemon, binary, force_unmount, free_port};
+use super::process::{Daemon, abort_switch, binary, force_unmount, free_port};
 
 /// How a mount is made.
 #[derive(Default, Clone)]
@@ -37,7 +37,13 @@ impl Mounted {
     }
 
     pub(crate) fn kill(&mut self) {
-        self.daemon.kill();
+        let switch = abort_switch(&self.folder);
+        // A thread that tells the kernel of a name waits for whoever changes that folder, who waits for the daemon: if
+        // that is killed meanwhile, neither ever ends by itself.
+        self.daemon.kill_or(|| {
+            eprintln!("a killed mount hangs in the kernel: it is aborted by {switch:?}");
+            switch.map(|switch| std::fs::write(switch, "1"));
+        });
         force_unmount(&self.folder);
     }
 
@@ -52,8 +58,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        self.daemon.kill();
-        force_unmount(&self.folder);
+        self.kill();
     }
 }
 

@@ -235,24 +235,26 @@ async fn a_liar_is_reported_and_banned_when_it_goes_on() {
     for lie in [Conduct::WrongBytes, Conduct::WrongTree, Conduct::Truncated, Conduct::Endless, Conduct::Huge] {
         let room = Room::new();
         let peers = [FakePeer::start(lie.clone()), FakePeer::start(Conduct::Honest)];
-        for seed in 0..500 {
+        // Where the machine is busy it may seem slow or gone as well, and is then left alone for a while.
+        let give_up = Clock::now() + 2 * LONG;
+        for seed in 0.. {
             let data = noise(seed, 200_000);
             let segment = room.hold(&peers, &data);
             assert_eq!(room.read(segment, segment.all(), LONG).await.unwrap(), data, "{lie:?}");
-            if room.swarm.stats().banned > 0 {
+            let stats = room.swarm.stats();
+            if stats.banned > 0 {
                 break;
             }
+            assert!(Clock::now() < give_up, "{lie:?} is not banned: {stats:?}");
         }
         let corrupt = |(peer, offence): &(_, Offence)| *peer == peers[0].id() && matches!(offence, Offence::Corrupt(_));
-        assert!(
-            room.tracker.reports().iter().filter(|report| corrupt(report)).count() >= 3,
-            "{lie:?} is reported: {:?}",
-            room.swarm.stats()
-        );
+        // It is banned first and reported then.
+        let reports = || room.tracker.reports().iter().filter(|report| corrupt(report)).count();
+        until("it is reported each time", || reports() >= 3).await;
         let stats = room.swarm.stats();
         let standing = |peer: &FakePeer| stats.peers.iter().find(|p| p.peer.id == peer.id()).unwrap().standing;
         assert_eq!(standing(&peers[0]), Standing::Banned, "{lie:?}");
-        assert_eq!(standing(&peers[1]), Standing::Good, "{lie:?}");
+        assert_ne!(standing(&peers[1]), Standing::Banned, "{lie:?}");
         // Requests that were cancelled may still be on their way to it.
         let segment = room.hold(&peers, &noise(999, 200_000));
         let mut asked = 0;
@@ -281,8 +283,10 @@ async fn one_rotten_chunk_bans_nobody() {
         let segment = room.hold(&peers, &noise(100 + seed, 50_000));
         room.read(segment, segment.all(), LONG).await.unwrap();
     }
-    assert!(room.swarm.stats().peers.iter().all(|peer| peer.standing == Standing::Good));
-    let reports = room.tracker.reports();
+    assert!(room.swarm.stats().peers.iter().all(|peer| peer.standing != Standing::Banned));
+    // Where the machine is busy one may be reported as unreachable too.
+    let corrupt = |(_, offence): &(_, Offence)| matches!(offence, Offence::Corrupt(_));
+    let reports: Vec<_> = room.tracker.reports().into_iter().filter(corrupt).collect();
     assert!(reports.iter().all(|report| *report == (peers[0].id(), Offence::Corrupt(segment.id))), "{reports:?}");
     assert!(!reports.is_empty(), "and it is reported");
 }

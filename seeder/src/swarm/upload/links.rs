@@ -15,8 +15,10 @@ use crate::swarm::PeerAddress;
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a seeder that failed is left alone, unless nobody else is left.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
-/// How long a seeder that is full is left alone.
-const AFTER_FULL: Duration = Duration::from_secs(60);
+/// How long a seeder that is full is left alone: it is to be written to soon after it has room.
+const AFTER_FULL: Duration = Duration::from_secs(1);
+/// How long its word counts that it is full, where nobody else has room.
+const FULL_COUNTS: Duration = Duration::from_secs(60);
 
 /// Why a seeder is not to be used for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +29,29 @@ pub(super) enum Trouble {
     Full,
 }
 
+impl Trouble {
+    /// How long a seeder is left alone.
+    fn rest(self) -> Duration {
+        match self {
+            Self::Failed => AFTER_FAILURE,
+            Self::Full => AFTER_FULL,
+        }
+    }
+
+    /// How long it is remembered, if the seeder is not asked again.
+    fn counts(self) -> Duration {
+        match self {
+            Self::Failed => AFTER_FAILURE,
+            Self::Full => FULL_COUNTS,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Links {
     links: Mutex<HashMap<PeerId, Link>>,
+    /// What was wrong, and when.
     troubles: Mutex<HashMap<PeerId, (Trouble, Instant)>>,
 }
 
@@ -69,19 +90,16 @@ impl Links {
 
     /// Leave `peer` alone for a while.
     pub(super) fn avoid(&self, peer: PeerId, trouble: Trouble, now: Instant) {
-        let until = now
-            + match trouble {
-                Trouble::Failed => AFTER_FAILURE,
-                Trouble::Full => AFTER_FULL,
-            };
-        self.troubles.lock().insert(peer, (trouble, until));
+        self.troubles.lock().insert(peer, (trouble, now));
     }
 
     /// Who is to be left alone now.
     pub(super) fn avoided(&self, now: Instant) -> Vec<PeerId> {
         let mut troubles = self.troubles.lock();
-        troubles.retain(|_, (_, until)| *until > now);
-        let mut avoided: Vec<PeerId> = troubles.keys().copied().collect();
+        let age = |at: Instant| now.saturating_duration_since(at);
+        troubles.retain(|_, (trouble, at)| age(*at) < trouble.counts());
+        let avoided = troubles.iter().filter(|(_, (trouble, at))| age(*at) < trouble.rest());
+        let mut avoided: Vec<PeerId> = avoided.map(|(peer, _)| *peer).collect();
         avoided.sort_unstable();
         avoided
     }
@@ -89,8 +107,10 @@ impl Links {
     /// Who said that it is full.
     pub(super) fn full(&self, now: Instant) -> Vec<PeerId> {
         let troubles = self.troubles.lock();
-        let full = troubles.iter().filter(|(_, (trouble, until))| *trouble == Trouble::Full && *until > now);
-        full.map(|(peer, _)| *peer).collect()
+        let is_full = |(trouble, at): &(Trouble, Instant)| {
+            *trouble == Trouble::Full && now.saturating_duration_since(*at) < trouble.counts()
+        };
+        troubles.iter().filter(|(_, trouble)| is_full(trouble)).map(|(peer, _)| *peer).collect()
     }
 
     /// Nobody else is left: give those that failed another try. Whether there are any.
@@ -118,4 +138,30 @@ fn connect(address: &str) -> Result<Channel, String> {
         .initial_connection_window_size(32 << 20)
         .max_frame_size(1 << 20)
         .connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_seeder_is_asked_again_soon_and_counts_as_full_until_it_was() {
+        let (links, peer, now) = (Links::default(), PeerId::new([1; 16]), Instant::now());
+        links.avoid(peer, Trouble::Full, now);
+        assert_eq!((links.avoided(now), links.full(now)), (vec![peer], vec![peer]));
+        let soon = now + AFTER_FULL;
+        assert_eq!((links.avoided(soon), links.full(soon)), (vec![], vec![peer]));
+        links.avoid(peer, Trouble::Full, soon);
+        assert_eq!(links.avoided(soon), [peer]);
+        let late = soon + FULL_COUNTS;
+        assert_eq!((links.avoided(late), links.full(late)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_failure_that_is_over_is_nothing_to_forgive() {
+        let (links, now) = (Links::default(), Instant::now());
+        links.avoid(PeerId::new([1; 16]), Trouble::Failed, now);
+        assert_eq!(links.avoided(now + AFTER_FAILURE), []);
+        assert!(!links.forgive_failures());
+    }
 }
