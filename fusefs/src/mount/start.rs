@@ -51,6 +51,8 @@ const TASKS_PATIENCE: Duration = Duration::from_secs(10);
 const PEER_ID: &str = "peer-id";
 /// Folder in the cache's in which unsaved bytes lie.
 const SPOOL: &str = "spool";
+/// Files up to this length are sent to seeders without asking the tracker whether they have them.
+const UNASKED_BYTES: u64 = 256 * 1024;
 /// Bytes of the spool's disk that are never used.
 const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
 
@@ -353,6 +355,7 @@ async fn writing(
         replicas,
         min_replicas: status.min_replicas.clamp(1, replicas),
         patience: config.write_timeout.0,
+        unasked_bytes: UNASKED_BYTES,
         ..UploadConfig::default()
     };
     let uploader = Uploader::new(tracker.clone(), upload, tasks, stop.clone());

@@ -15,6 +15,8 @@ use crate::swarm::PeerAddress;
 
 /// Small segments of a batch travel together, up to so many bytes a store call.
 const BUNDLE_BYTES: u64 = 4 << 20;
+/// How long the seeders that were named for a batch sent unasked serve for the next one.
+const PLACE_AGE: Duration = Duration::from_millis(500);
 /// How long a swarm without seeders is given to get one.
 const NO_SEEDER: Duration = Duration::from_secs(3);
 /// How often what has enough replicas, but not all that are wanted, is tried again.
@@ -58,8 +60,8 @@ impl Inner {
                 return batch.into_iter().for_each(|job| self.finish(job.segment, Err(error.clone())));
             }
         };
-        let began = Instant::now();
-        let (mut progress, mut pause) = (began, PAUSES.0);
+        let (mut progress, mut pause) = (Instant::now(), PAUSES.0);
+        let mut seen_seeders = progress;
         let mut last = "the tracker knows no other seeder to place it at".to_owned();
         while !open.is_empty() {
             let seeders = match self.seeders().await {
@@ -67,12 +69,13 @@ impl Inner {
                 Err(error) => return self.fail(open, |_| error.clone()),
             };
             if seeders.is_empty() {
-                if began.elapsed() > NO_SEEDER {
+                if seen_seeders.elapsed() > NO_SEEDER {
                     return self.fail(open, |_| UploadError::NoSeeder);
                 }
                 tokio::time::sleep(PAUSES.0).await;
                 continue;
             }
+            seen_seeders = Instant::now();
             let need = self.need(seeders.len());
             let want = (self.config.replicas as usize).min(seeders.len()).max(need);
             open = self.settle(open, need, want);
@@ -148,8 +151,10 @@ impl Inner {
             let (ledger, now) = (self.ledger.lock(), Instant::now());
             batch.iter().map(|job| ledger.holders(&job.segment.id, now, self.config.keep / 2)).collect()
         };
+        let bytes: u64 = batch.iter().map(|job| u64::from(job.segment.length)).sum();
+        let asks = bytes > self.config.unasked_bytes;
         let unknown: Vec<Segment> =
-            batch.iter().zip(&own).filter(|(_, own)| own.is_empty()).map(|(job, _)| job.segment).collect();
+            batch.iter().zip(&own).filter(|(_, own)| asks && own.is_empty()).map(|(job, _)| job.segment).collect();
         let ids: Vec<SegmentId> = unknown.iter().map(|segment| segment.id).collect();
         let asked = async {
             let seeders: HashSet<PeerId> = self.seeders().await?.iter().map(|seeder| seeder.id).collect();
@@ -232,7 +237,7 @@ impl Inner {
                 let length = u32::try_from(bundle.bytes).unwrap_or(MAX_SEGMENT_BYTES).min(MAX_SEGMENT_BYTES);
                 Segment { id: open[bundle.members[0]].job.segment.id, length }
             });
-            let targets = self.placer.place(heads.collect(), missing, exclude).await?;
+            let targets = self.targets(heads.collect(), missing, exclude).await?;
             for (bundle, targets) in bundles.into_iter().zip(targets) {
                 match targets.is_empty() {
                     false => sends.push((bundle, targets)),
@@ -261,6 +266,32 @@ impl Inner {
             self.sync_behind();
         }
         Ok(round)
+    }
+
+    /// Who is to take each of these: as just before, if it is one that is sent unasked, or as the tracker says.
+    async fn targets(
+        &self,
+        heads: Vec<Segment>,
+        missing: u32,
+        exclude: Vec<PeerId>,
+    ) -> Result<Vec<Vec<PeerAddress>>, UploadError> {
+        let is_short = heads.len() == 1 && u64::from(heads[0].length) <= self.config.unasked_bytes;
+        if !is_short {
+            return Ok(self.placer.place(heads, missing, exclude).await?);
+        }
+        let key = (exclude, missing);
+        if let Some((at, last, targets)) = &*self.placed.lock()
+            && *last == key
+            && at.elapsed() < PLACE_AGE
+        {
+            return Ok(vec![targets.clone()]);
+        }
+        let targets = self.placer.place(heads, key.1, key.0.clone()).await?;
+        if let [targets] = &targets[..] {
+            let complete = targets.len() == key.1 as usize;
+            *self.placed.lock() = complete.then(|| (Instant::now(), key, targets.clone()));
+        }
+        Ok(targets)
     }
 
     async fn send(&self, bundle: &Bundle, open: &[Open], targets: &[PeerAddress]) -> Said {

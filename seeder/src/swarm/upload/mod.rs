@@ -37,6 +37,9 @@ pub struct UploadConfig {
     pub min_replicas: u32,
     /// What a seeder must reach before it acknowledges a segment.
     pub level: AckLevel,
+    /// Segments that are sent together and no longer than this are sent unasked: the seeders take what they have for
+    /// sent, and to ask first costs more. 0: all are asked for.
+    pub unasked_bytes: u64,
     /// Raise a seeder to the fsync level in the background whenever it took so many bytes; none: only
     /// when [`Uploader::sync`] is called. Spreads the disks' work over a long upload.
     pub sync_every_bytes: Option<u64>,
@@ -55,6 +58,7 @@ impl Default for UploadConfig {
             replicas: 3,
             min_replicas: 2,
             level: AckLevel::Close,
+            unasked_bytes: 0,
             sync_every_bytes: None,
             in_flight_bytes: 64 << 20,
             keep: Duration::from_secs(3_600),

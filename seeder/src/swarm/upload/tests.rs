@@ -145,6 +145,8 @@ struct Tracker {
     full: Arc<Mutex<HashSet<PeerId>>>,
     /// It says of everybody that they hold everything.
     lies: Arc<std::sync::atomic::AtomicBool>,
+    /// How often it was asked who holds something, or who is to take it.
+    asked: Arc<AtomicU64>,
 }
 
 fn address(seeder: &Seeder) -> PeerAddress {
@@ -153,6 +155,7 @@ fn address(seeder: &Seeder) -> PeerAddress {
 
 impl Placer for Tracker {
     fn holders(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Result<Vec<Vec<PeerAddress>>, TrackerError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let seeders = self.seeders.lock();
         let lies = self.lies.load(Ordering::SeqCst);
         let holds = |seeder: &&Seeder, id: &SegmentId| lies || seeder.holds(&[*id]) == 1;
@@ -166,6 +169,7 @@ impl Placer for Tracker {
         replicas: u32,
         exclude: Vec<PeerId>,
     ) -> BoxFuture<'_, Result<Vec<Vec<PeerAddress>>, TrackerError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let (seeders, full) = (self.seeders.lock(), self.full.lock());
         let free = seeders.iter().filter(|s| !exclude.contains(&s.state.id) && !full.contains(&s.state.id));
         let targets: Vec<PeerAddress> = free.take(replicas as usize).map(address).collect();
@@ -302,6 +306,26 @@ async fn a_hint_without_a_touch_skips_nothing() {
     swarm.seeders[0].state.held.lock().insert(id, content.clone().into());
     put(&swarm, &content).await.unwrap();
     assert_eq!((swarm.seeders[0].received(), swarm.seeders[1].received()), (0, 1_000));
+}
+
+#[tokio::test]
+async fn small_ones_that_come_soon_after_each_other_are_sent_unasked_to_the_same_seeders() {
+    let swarm = swarm(3, |config| config.unasked_bytes = 4_000).await;
+    let began = std::time::Instant::now();
+    for seed in 0..9 {
+        put(&swarm, &bytes(1_000, seed)).await.unwrap();
+    }
+    let asked = u128::from(swarm.tracker.asked.load(Ordering::SeqCst));
+    assert!(asked <= 1 + began.elapsed().as_millis() / 500, "{asked}");
+    assert_eq!(swarm.seeders.iter().map(Seeder::received).collect::<Vec<_>>(), [9_000, 9_000, 0]);
+    // One that fails is left out at once.
+    swarm.seeders[0].set(Mood::DiskFails);
+    put(&swarm, &bytes(1_000, 100)).await.unwrap();
+    assert_eq!(swarm.seeders[2].received(), 1_000);
+    // Large ones are asked for as ever.
+    let before = swarm.tracker.asked.load(Ordering::SeqCst);
+    put(&swarm, &bytes(5_000, 101)).await.unwrap();
+    assert_eq!(swarm.tracker.asked.load(Ordering::SeqCst), before + 2);
 }
 
 #[tokio::test]

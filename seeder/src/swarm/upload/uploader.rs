@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
 use super::{Placer, SeederUp, UploadConfig, UploadError};
+use crate::swarm::PeerAddress;
 
 /// Unit in which [`Room`] is counted, so that a semaphore of `u32` permits can bound any memory.
 const ROOM_UNIT_BYTES: u64 = 1024;
@@ -128,12 +129,17 @@ pub(super) struct Inner {
     queue: mpsc::UnboundedSender<Job>,
     waiting: Mutex<HashMap<SegmentId, Vec<Waiter>>>,
     seeders: tokio::sync::Mutex<Option<(Instant, Arc<[SeederUp]>)>>,
+    /// Who was named last for a short batch, and for which question.
+    pub(super) placed: Mutex<Option<LastPlaced>>,
     sent_bytes: AtomicU64,
     sent_segments: AtomicU64,
     skipped_bytes: AtomicU64,
     skipped_segments: AtomicU64,
     fewest_replicas: AtomicU64,
 }
+
+/// When, for whom to leave out and how many replicas, and who.
+type LastPlaced = (Instant, (Vec<PeerId>, u32), Vec<PeerAddress>);
 
 /// Somebody who waits for a segment to be placed.
 type Waiter = oneshot::Sender<Result<Placed, UploadError>>;
@@ -165,6 +171,7 @@ impl Uploader {
             queue,
             waiting: Mutex::default(),
             seeders: tokio::sync::Mutex::default(),
+            placed: Mutex::default(),
             sent_bytes: AtomicU64::new(0),
             sent_segments: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
