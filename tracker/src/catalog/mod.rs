@@ -126,10 +126,10 @@ impl Catalog {
     ) -> Result<Arc<Self>, StoreError> {
         load::make_if_absent(&*store).await?;
         let numbers = Arc::new(Numbers::new(store.clone()));
-        let (state, follower) = State::load(&store, config.orphan_grace, stop.clone()).await?;
+        let state = State::load(&store, config.orphan_grace, stop.clone()).await?;
         let manifests = Arc::new(Manifests::new(store.clone(), numbers.clone()));
         manifests.find_leftovers().await?;
-        tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), follower, stop.clone()));
+        tasks.spawn(state::follow(state.clone(), store.clone(), manifests.clone(), stop.clone()));
         let answers = requests::Answers::load(store.clone(), config.answers_kept).await?;
         let leases = Arc::new(Leases::new(Instant::now()));
         let writer = writer::start(

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use swarm_proto::{InodeNumber, ManifestDigest, Revision};
 use tokio_util::sync::CancellationToken;
 
@@ -43,8 +43,16 @@ pub struct State {
     seen: RwLock<Seen>,
     changes: History<Changes>,
     orphans: Waiting,
+    /// Where the image gets what the store has committed.
+    source: Mutex<Source>,
     /// From then on nobody follows the store.
     stop: CancellationToken,
+}
+
+struct Source {
+    events: Follower<Event>,
+    /// The image cannot go on from these: all is to be read again. With the reason, if it is an error.
+    broken: Option<Option<StoreError>>,
 }
 
 /// Newest changes that are kept for watchers, in units of one change.
@@ -70,12 +78,13 @@ impl State {
         store: &Arc<dyn Store>,
         orphan_grace: Duration,
         stop: CancellationToken,
-    ) -> Result<(Arc<Self>, Follower<Event>), StoreError> {
-        let (seen, follower) = load::load(&**store).await?;
+    ) -> Result<Arc<Self>, StoreError> {
+        let (seen, events) = load::load(&**store).await?;
         let changes = History::new(seen.revision, CHANGES_KEPT);
         let orphans = Waiting::new(orphan_grace);
         orphans.found(seen.image.orphans());
-        Ok((Arc::new(Self { seen: RwLock::new(seen), changes, orphans, stop }), follower))
+        let source = Mutex::new(Source { events, broken: None });
+        Ok(Arc::new(Self { seen: RwLock::new(seen), changes, orphans, source, stop }))
     }
 
     /// All names, now.
@@ -119,6 +128,23 @@ impl State {
 
     pub(super) fn orphans(&self) -> &Waiting {
         &self.orphans
+    }
+
+    /// Bring the image up to what the store has told so far. What goes wrong is left to [`follow`].
+    pub(super) fn absorb_waiting(&self, manifests: &Manifests) {
+        let mut source = self.source.lock();
+        while source.broken.is_none() {
+            let next = match source.events.try_next() {
+                Ok(Some((revision, event))) => self.absorb(revision, &event, manifests),
+                Ok(None) => return,
+                Err(error) => Err(error),
+            };
+            source.broken = match next {
+                Ok(Next::Go) => None,
+                Ok(Next::Reload) => Some(None),
+                Err(error) => Some(Some(error)),
+            };
+        }
     }
 
     fn absorb(&self, revision: Revision, event: &[Write], manifests: &Manifests) -> Result<Next, StoreError> {
@@ -183,31 +209,32 @@ pub(super) async fn follow(
     state: Arc<State>,
     store: Arc<dyn Store>,
     manifests: Arc<Manifests>,
-    mut follower: Follower<Event>,
     stop: CancellationToken,
 ) {
     loop {
-        let next = tokio::select! {
-            next = follower.next() => next,
-            () = stop.cancelled() => return,
+        let mut news = state.source.lock().events.news();
+        let broken = loop {
+            state.absorb_waiting(&manifests);
+            if let Some(why) = state.source.lock().broken.take() {
+                break why;
+            }
+            tokio::select! {
+                () = news.wait() => {}
+                () = stop.cancelled() => return,
+            }
         };
-        let absorbed = next.and_then(|(revision, event)| state.absorb(revision, &event, &manifests));
-        let why = match absorbed {
-            Ok(Next::Go) => continue,
-            Ok(Next::Reload) => None,
-            Err(error) => Some(error),
-        };
-        if let Some(error) = why {
+        if let Some(error) = broken {
             tracing::warn!(%error, "lost track of the catalog, reading all of it again");
         }
         loop {
             match load::load(&*store).await {
-                Ok((seen, from)) => {
+                Ok((seen, events)) => {
                     let revision = seen.revision;
                     state.orphans.found(seen.image.orphans());
+                    let mut source = state.source.lock();
                     *state.seen.write() = seen;
                     state.changes.reset(revision);
-                    follower = from;
+                    *source = Source { events, broken: None };
                     break;
                 }
                 Err(error) => tracing::error!(%error, "read the catalog"),

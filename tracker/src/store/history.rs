@@ -108,6 +108,11 @@ impl<T> Follower<T> {
         }
     }
 
+    /// Tells when there may be a next item, while somebody else takes it.
+    pub fn news(&self) -> News {
+        News(self.newest.clone())
+    }
+
     /// The next item if it is there.
     pub fn try_next(&mut self) -> Result<Option<(Revision, Arc<T>)>, StoreError> {
         let kept = self.shared.kept.lock();
@@ -118,6 +123,19 @@ impl<T> Follower<T> {
         let Some((revision, _, item)) = kept.items.get(at) else { return Ok(None) };
         self.after = *revision;
         Ok(Some((*revision, item.clone())))
+    }
+}
+
+/// See [`Follower::news`].
+pub struct News(watch::Receiver<Revision>);
+
+impl News {
+    /// Return once something has happened since this returned last; at once the first time. For ever if nothing can
+    /// happen any more.
+    pub async fn wait(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

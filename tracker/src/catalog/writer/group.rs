@@ -34,6 +34,7 @@ pub(super) async fn commit(parts: &Parts, group: Vec<Job>) {
         match parts.store.commit(commit).await {
             Ok(Outcome::Committed(revision)) => {
                 parts.numbers.give_back(fresh).await;
+                parts.state.absorb_waiting(&parts.manifests);
                 parts.state.reached(revision).await;
                 return answer_all(parts, group, planned, at_ns, revision);
             }

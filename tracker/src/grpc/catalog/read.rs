@@ -1,6 +1,7 @@
 //! Names: one, a path, a directory, and what changes.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -21,6 +22,8 @@ use crate::store::history::Follower;
 const PAGE_ENTRIES: usize = 1000;
 /// Bytes after which a message takes no further entry: links and attributes may make one 12 KiB large.
 const PAGE_BYTES: usize = 1024 * 1024;
+/// A watcher is told of changes at most this much later than they are made.
+const PACE: Duration = Duration::from_millis(4);
 /// Most inodes of one call.
 const MOST_LEASED: u64 = 1024;
 /// Most bytes of them; the manifests come to that.
@@ -196,17 +199,20 @@ impl Listing {
 /// Where a watch stands.
 enum Watch {
     Starting(Arc<Catalog>, Revision),
-    Following(Arc<Catalog>, Follower<Changes>),
+    /// And when a change was told last after a rest.
+    Following(Arc<Catalog>, Follower<Changes>, Instant),
 }
 
 pub(super) fn watch(catalog: Arc<Catalog>, after: Revision) -> Answers<v1::WatchReply> {
     stream::unfold(Watch::Starting(catalog, after), |watch| async {
         match watch {
             Watch::Starting(catalog, after) => Some(start(catalog, after).await),
-            Watch::Following(catalog, mut follower) => Some(match follow(&mut follower).await {
-                Ok(reply) => (reply, Watch::Following(catalog, follower)),
-                Err(_) => start_anew(catalog),
-            }),
+            Watch::Following(catalog, mut follower, mut rested) => {
+                Some(match follow(&mut follower, &mut rested).await {
+                    Ok(reply) => (reply, Watch::Following(catalog, follower, rested)),
+                    Err(_) => start_anew(catalog),
+                })
+            }
         }
     })
     .map(Ok)
@@ -223,23 +229,45 @@ async fn start(catalog: Arc<Catalog>, after: Revision) -> (v1::WatchReply, Watch
         return start_anew(catalog);
     }
     let follower = catalog.watch(after);
-    (v1::WatchReply { revision: after.0, changes: Vec::new(), reset: false }, Watch::Following(catalog, follower))
+    (
+        v1::WatchReply { revision: after.0, changes: Vec::new(), reset: false },
+        Watch::Following(catalog, follower, a_rest_ago()),
+    )
 }
 
 fn start_anew(catalog: Arc<Catalog>) -> (v1::WatchReply, Watch) {
     let now = catalog.revision();
     let follower = catalog.watch(now);
-    (v1::WatchReply { revision: now.0, changes: Vec::new(), reset: true }, Watch::Following(catalog, follower))
+    (
+        v1::WatchReply { revision: now.0, changes: Vec::new(), reset: true },
+        Watch::Following(catalog, follower, a_rest_ago()),
+    )
+}
+
+fn a_rest_ago() -> Instant {
+    let now = Instant::now();
+    now.checked_sub(PACE).unwrap_or(now)
 }
 
 /// What was changed at the next revision at which anything was, and nothing of others: a mount tells the echo of its own
 /// changes by their revision.
-async fn follow(follower: &mut Follower<Changes>) -> Result<v1::WatchReply, StoreError> {
-    let mut reply = v1::WatchReply::default();
-    while reply.changes.is_empty() {
-        let (revision, changes) = follower.next().await?;
-        reply.revision = revision.0;
-        reply.changes = changes.iter().map(convert::change).collect();
+///
+/// Cost: after a change was told, the next ones come together, [`PACE`] later: a message by itself costs both ends
+/// several times as much.
+async fn follow(follower: &mut Follower<Changes>, rested: &mut Instant) -> Result<v1::WatchReply, StoreError> {
+    loop {
+        let (revision, changes) = match follower.try_next()? {
+            Some(next) => next,
+            None => {
+                tokio::time::sleep_until((*rested + PACE).into()).await;
+                let next = follower.next().await?;
+                *rested = Instant::now();
+                next
+            }
+        };
+        if !changes.is_empty() {
+            let changes = changes.iter().map(convert::change).collect();
+            return Ok(v1::WatchReply { revision: revision.0, changes, reset: false });
+        }
     }
-    Ok(reply)
 }

@@ -226,7 +226,9 @@ fn a_journal_that_was_settled_but_not_removed_changes_nothing() {
 fn a_journal_after_lost_commits_is_left_out_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_alone(folder.path());
-    (0..3).for_each(|n| drop(store.commit(put("a", &n.to_string())).unwrap()));
+    for n in 0..3 {
+        store.commit(put("a", &n.to_string())).unwrap();
+    }
     let _old = store.begin_journal().unwrap();
     store.commit(put("a", "later")).unwrap();
     drop(store);
