@@ -1,0 +1,67 @@
+//! Files written over a swarm in memory, where a test says when each thing happens.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::fs::fake::{Bench, FakeOutbox, ROOT};
+use crate::fs::node::Kind;
+
+/// Tasks of a mount in which nothing happens: one follows the changes.
+const FOLLOWING: usize = 1;
+
+async fn file(bench: &Bench, bytes: &[u8]) -> InodeNumber {
+    let inode = bench.swarm.make(ROOT, "file", Kind::File);
+    bench.swarm.write(inode, bytes);
+    bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
+    inode
+}
+
+fn write(bench: &Bench, inode: InodeNumber, offset: u64, bytes: &[u8]) {
+    bench.fs.write(inode, At::Offset(offset), bytes, offset).unwrap();
+}
+
+/// What a handle of this mount reads.
+async fn read(bench: &Bench, handle: u64) -> Bytes {
+    bench.fs.read(handle, 0, 1 << 20).await.unwrap()
+}
+
+/// Wait until somebody sends, and is held.
+async fn until_sent(bench: &Bench, outbox: &FakeOutbox, sends: usize) {
+    bench.until("it is sent", |_| outbox.sends.load(Ordering::SeqCst) >= sends).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_comes_while_the_last_save_fails_keeps_its_bytes() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    let first = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"B");
+    outbox.held.store(true, Ordering::SeqCst);
+    outbox.failing.store(true, Ordering::SeqCst);
+    bench.fs.release(first);
+    until_sent(&bench, &outbox, 1).await;
+    let second = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 1, b"A");
+    outbox.held.store(false, Ordering::SeqCst);
+    bench.until("the save gave up", |bench| bench.tasks.len() == FOLLOWING).await;
+    assert_eq!(read(&bench, second).await, "BAse");
+    outbox.failing.store(false, Ordering::SeqCst);
+    bench.fs.flush(inode).await.unwrap();
+    assert_eq!(bench.swarm.content(inode), "BAse");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_writes_any_more_and_cannot_be_saved_is_kept_and_not_shown() {
+    let (bench, outbox, folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"B");
+    outbox.failing.store(true, Ordering::SeqCst);
+    bench.fs.flush(inode).await.unwrap_err();
+    bench.fs.release(handle);
+    bench.until("it is let go", |bench| bench.fs.unsaved_files() == 0).await;
+    bench.until("it is kept", |_| folder.path().join("1.json").exists()).await;
+    assert_eq!(std::fs::read(folder.path().join("1.data")).unwrap(), b"B");
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    assert_eq!(read(&bench, handle).await, "base");
+}
