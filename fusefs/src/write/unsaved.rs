@@ -77,6 +77,15 @@ pub struct Plan {
     moves: u64,
 }
 
+/// Whether what is unsaved was put behind another base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebased {
+    /// It was.
+    Done,
+    /// It was not: not all of it was appended.
+    NotAppended,
+}
+
 /// All that a save needs, as of the moment that it began.
 pub struct Save {
     /// Settle this when it is done.
@@ -349,7 +358,7 @@ impl Unsaved {
             modified_ns: inner.modified_ns.unwrap_or_default(),
             changed_ns: inner.changed_ns.unwrap_or_default(),
             accessed_ns: inner.accessed_ns,
-            appended: inner.not_appended.is_none() && inner.pieces.is_append_to(inner.base.manifest.size()),
+            appended: inner.is_appended(),
             early: inner.early.clone(),
         })
     }
@@ -419,9 +428,12 @@ impl Unsaved {
         inner.restart(base);
     }
 
-    /// Put what was appended behind another base.
-    pub fn rebase(&self, base: Base) -> io::Result<()> {
+    /// Put what was appended behind another base; nothing is done if something else was written meanwhile.
+    pub fn rebase(&self, base: Base) -> io::Result<Rebased> {
         let mut inner = self.inner.lock();
+        if !inner.is_appended() {
+            return Ok(Rebased::NotAppended);
+        }
         let (old, new) = (inner.base.manifest.size(), base.manifest.size());
         let size = inner.pieces.size();
         if let Some(file) = &inner.file {
@@ -435,7 +447,7 @@ impl Unsaved {
         inner.early.clear();
         inner.base = base;
         self.tell_anew(&mut inner);
-        Ok(())
+        Ok(Rebased::Done)
     }
 
     /// What a person or the next process is told of it.
@@ -491,6 +503,11 @@ impl Inner {
         self.stamp += 1;
         (self.modified_ns, self.changed_ns) = (Some(now_ns), Some(now_ns));
         self.stamp
+    }
+
+    /// All that is unsaved was appended.
+    fn is_appended(&self) -> bool {
+        self.not_appended.is_none() && self.pieces.is_append_to(self.base.manifest.size())
     }
 
     fn restart(&mut self, base: Base) {

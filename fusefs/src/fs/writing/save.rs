@@ -20,7 +20,7 @@ use crate::fs::own_change::Answered;
 use crate::write::outbox::Delivered;
 use crate::write::pieces::Sent;
 use crate::write::spool::State;
-use crate::write::unsaved::{Base, Save};
+use crate::write::unsaved::{Base, Rebased, Save};
 
 /// Stretches of one file on their way at a time.
 const AT_ONCE: usize = 32;
@@ -86,8 +86,11 @@ impl FileSystem {
                         return Err(Errno::STALE);
                     }
                     // Not an attempt: others got on, and with them the file.
-                    unsaved.rebase(base).map_err(|error| spool_error(&error))?;
-                    self.show_anew(inode);
+                    match unsaved.rebase(base).map_err(|error| spool_error(&error))? {
+                        Rebased::Done => self.show_anew(inode),
+                        // Something else was written since this save began: the next one loses the race with all of it.
+                        Rebased::NotAppended => {}
+                    }
                 }
             }
         }

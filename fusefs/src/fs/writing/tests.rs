@@ -65,3 +65,25 @@ async fn what_nobody_writes_any_more_and_cannot_be_saved_is_kept_and_not_shown()
     let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
     assert_eq!(read(&bench, handle).await, "base");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the_race() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.write(inode, At::End, b"+mine", 4).unwrap();
+    outbox.held.store(true, Ordering::SeqCst);
+    let saving = tokio::spawn({
+        let fs = bench.fs.clone();
+        async move { fs.flush(inode).await }
+    });
+    until_sent(&bench, &outbox, 1).await;
+    bench.swarm.write(inode, b"somebody else's");
+    write(&bench, inode, 0, b"B");
+    outbox.held.store(false, Ordering::SeqCst);
+    assert_eq!(saving.await.unwrap(), Err(Errno::STALE));
+    assert_eq!(bench.swarm.content(inode), "somebody else's");
+    let copy = bench.swarm.named(ROOT, |name| name.starts_with(b"file.conflict-")).expect("a conflict copy");
+    assert_eq!(bench.swarm.content(copy), "Base+mine");
+    assert!(!bench.fs.written(inode).unwrap().unsaved.is_dirty());
+}

@@ -44,12 +44,15 @@ fn appends_go_to_the_end_and_move_behind_what_others_appended() {
     file.write(At::End, b"abc", 5).unwrap();
     assert_eq!(file.write(At::End, b"def", 5).unwrap().range, ByteRange::at(13, 3));
     assert!(file.begin_save().unwrap().appended);
-    file.rebase(base(2, 30)).unwrap();
+    assert_eq!(file.rebase(base(2, 30)).unwrap(), Rebased::Done);
     let save = file.begin_save().unwrap();
     assert_eq!(save.pieces.changed(), [(ByteRange::at(30, 6), Source::Spool)]);
     assert_eq!(&save.file.unwrap().read(ByteRange::at(30, 6)).unwrap()[..], b"abcdef");
     file.write(At::Offset(0), b"x", 6).unwrap();
     assert!(!file.begin_save().unwrap().appended);
+    assert_eq!(file.rebase(base(3, 50)).unwrap(), Rebased::NotAppended);
+    let changed = [(ByteRange::at(0, 1), Source::Spool), (ByteRange::at(30, 6), Source::Spool)];
+    assert_eq!(file.begin_save().unwrap().pieces.changed(), changed, "nothing was moved");
 }
 
 #[test]
