@@ -5,6 +5,7 @@
 //! is saved.
 
 mod copy;
+mod owed;
 mod reading;
 mod resume;
 mod save;
@@ -27,6 +28,7 @@ use super::invalidation::Invalidation;
 use super::node::Node;
 use super::open_files::Opened;
 use super::{FileSystem, Found};
+use owed::Owed;
 use save::Saved;
 
 use crate::errno::{self, Errno};
@@ -45,6 +47,7 @@ pub struct Writing {
     swarm: String,
     timeout: Duration,
     open: Mutex<Open>,
+    owed: Mutex<Owed>,
 }
 
 #[derive(Default)]
@@ -95,7 +98,7 @@ impl Open {
 impl Writing {
     /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
     pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
-        Self { outbox, spool, swarm, timeout, open: Mutex::default() }
+        Self { outbox, spool, swarm, timeout, open: Mutex::default(), owed: Mutex::default() }
     }
 
     fn find(&self, inode: InodeNumber) -> Option<Arc<Written>> {
@@ -307,14 +310,29 @@ impl FileSystem {
         }
     }
 
-    /// fsync(2): save what is unsaved, so that it survives a power cut.
+    /// fsync(2): save what is unsaved; that, and all that a close had acknowledged before, survives a power cut.
+    ///
+    /// Errors: as [`Self::flush`]; [`Errno::IO`] if a seeder could not write out what it had acknowledged.
     pub async fn sync(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
-        match self.written(inode) {
-            Some(written) => {
-                self.save(&written, AckLevel::Fsync).await?;
-                self.raise(&written).await
-            }
-            None => Ok(()),
+        if self.writing.is_none() {
+            return Ok(());
+        }
+        let written = self.written(inode);
+        let saved = match &written {
+            Some(written) => self.save(written, AckLevel::Fsync).await?,
+            None => Saved::Already,
+        };
+        let version = match &written {
+            Some(written) => Some(written.unsaved.base().manifest),
+            None => self.open.opened(inode).map(|(_, version)| version.manifest),
+        };
+        if let (Some(manifest), Saved::Here | Saved::Already) = (version, saved) {
+            self.raise(&manifest).await?;
+        }
+        match saved {
+            // Its commit was asked to be durable, and with it all before it.
+            Saved::Here | Saved::Nameless => Ok(()),
+            Saved::Already => self.sync_names(self.config.root).await,
         }
     }
 

@@ -67,7 +67,10 @@ impl Outbox for FakeOutbox {
     fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>> {
         let taken = self.taken.lock().clone();
         let missing = match self.loses.load(Ordering::SeqCst) {
-            true => ids,
+            true => {
+                self.forget(&ids);
+                ids
+            }
             false => {
                 let (synced, missing) = ids.into_iter().partition(|id| taken.contains(id));
                 self.synced.lock().extend::<Vec<_>>(synced);

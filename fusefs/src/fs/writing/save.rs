@@ -36,6 +36,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 pub(super) enum Saved {
     /// The swarm has it.
     Here,
+    /// Nothing was unsaved.
+    Already,
     /// The file has no name any more: what was written to it goes with its last handle.
     Nameless,
 }
@@ -64,7 +66,7 @@ impl FileSystem {
         let inode = unsaved.inode();
         let (mut attempts, deadline) = (0, Instant::now() + writing.timeout);
         while attempts < ATTEMPTS && Instant::now() < deadline {
-            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Here) };
+            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Already) };
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
                 return Ok(Saved::Nameless);
@@ -110,12 +112,16 @@ impl FileSystem {
             writing.outbox.forget(&ids);
             return Err(Setback::Again);
         }
+        let acknowledged = writing.outbox.acknowledged(&ids);
+        if level == AckLevel::Close {
+            writing.owed.lock().add(&acknowledged, Instant::now());
+        }
         let change = v1::WriteFile {
             inode: written.unsaved.inode().0,
             modified_ns: save.modified_ns,
             changed_ns: save.changed_ns,
             accessed_ns: save.accessed_ns,
-            acknowledged: writing.outbox.acknowledged(&ids),
+            acknowledged,
             ..v1::WriteFile::default()
         };
         let base = self.replace(writing, &save.base, manifest, change, level).await;
@@ -270,14 +276,23 @@ impl FileSystem {
         Err(Errno::EXIST)
     }
 
-    /// All that was saved of this file survives a power cut from now on.
-    pub(in crate::fs) async fn raise(&self, written: &Written) -> Result<(), Errno> {
+    /// All that this mount saved of a version lately survives a power cut from now on. Of the rest, the disks followed.
+    pub(in crate::fs) async fn raise(&self, manifest: &Manifest) -> Result<(), Errno> {
         let writing = self.writing()?;
-        let base = written.unsaved.base();
-        let ids: HashSet<SegmentId> = base.manifest.segments().map(|segment| segment.id).collect();
-        // Of what this mount did not send itself, the disks followed within a second.
-        writing.outbox.sync(ids.into_iter().collect()).await;
-        Ok(())
+        let owed = writing.owed.lock().of(manifest, Instant::now());
+        if owed.is_empty() {
+            return Ok(());
+        }
+        // Too few of them may be so by now, as there are more seeders: what counts is that none takes its word back.
+        writing.outbox.sync(owed.clone()).await;
+        let lost = writing.owed.lock().settle(&owed, &writing.outbox.acknowledged(&owed));
+        match lost.first() {
+            None => Ok(()),
+            Some(segment) => {
+                tracing::error!(%segment, of = lost.len(), "sync a file: a seeder lost what it had acknowledged");
+                Err(Errno::IO)
+            }
+        }
     }
 
     /// Where the end of a file moved, or its bytes are others than the kernel has.

@@ -87,3 +87,42 @@ async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the
     assert_eq!(bench.swarm.content(copy), "Base+mine");
     assert!(!bench.fs.written(inode).unwrap().unsaved.is_dirty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_close_acknowledged_is_durable_after_fsync_through_any_handle() {
+    for reopened in [false, true] {
+        let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+        let inode = file(&bench, b"base").await;
+        let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+        write(&bench, inode, 0, b"B");
+        bench.fs.flush(inode).await.unwrap();
+        if reopened {
+            bench.fs.release(handle);
+            bench.fs.open(inode, |_| panic!("nothing is complete in these tests")).await.unwrap();
+        }
+        assert!(outbox.synced.lock().is_empty());
+        bench.swarm.levels.lock().clear();
+        bench.fs.sync(inode).await.unwrap();
+        assert_eq!(outbox.synced.lock().len(), 1, "the seeders have it");
+        assert_eq!(*bench.swarm.levels.lock(), [AckLevel::Fsync], "the catalog has it");
+        bench.fs.sync(inode).await.unwrap();
+        assert_eq!(outbox.synced.lock().len(), 1, "once is enough");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fsync_says_that_a_seeder_lost_what_it_had_acknowledged_or_that_the_catalog_does_not_answer() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    write(&bench, inode, 0, b"B");
+    bench.fs.flush(inode).await.unwrap();
+    outbox.loses.store(true, Ordering::SeqCst);
+    assert_eq!(bench.fs.sync(inode).await, Err(Errno::IO));
+    assert_eq!(bench.fs.sync(inode).await, Err(Errno::IO), "and goes on saying so");
+    outbox.loses.store(false, Ordering::SeqCst);
+    write(&bench, inode, 0, b"b");
+    bench.fs.sync(inode).await.unwrap();
+    bench.swarm.away.store(true, Ordering::SeqCst);
+    assert!(bench.fs.sync(inode).await.is_err());
+}
