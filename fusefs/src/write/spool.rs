@@ -27,7 +27,7 @@ use swarm_proto::ByteRange;
 
 pub use journal::Event;
 use journal::Journal;
-pub use note::{Note, State};
+pub use note::{Note, Since, State};
 
 /// Name of the file that is locked while a mount uses the folder.
 const LOCK: &str = "LOCK";
@@ -143,7 +143,7 @@ impl Spool {
 
     /// As if its process had died: the lock goes, the files stay.
     #[cfg(test)]
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         flock(&self._lock, FlockOperation::Unlock).expect("it is locked");
     }
 
@@ -250,20 +250,40 @@ impl SpoolFile {
 
     /// It is about to get bytes that are not saved.
     pub fn begun(&self, note: Note) -> io::Result<()> {
-        self.spool.journal.tell(&Event::Begun(note))
+        self.spool.journal.tell(Event::Begun(note))
     }
 
     /// All that it has is saved.
     pub fn saved(&self) {
-        if let Err(error) = self.spool.journal.tell(&Event::Saved(self.number)) {
-            // The next mount then finds that it is saved.
-            tracing::warn!(%error, "write the journal of the spool");
-        }
+        // If it is not told, the next mount finds that it is saved.
+        self.tell(Event::Saved(self.number));
     }
 
     /// It is being saved: if this process dies, the next one goes on.
-    pub fn saving(&self, note: Note) -> io::Result<()> {
-        self.spool.journal.tell(&Event::Saving(note))
+    pub fn saving(&self, note: Note) {
+        self.tell(Event::Saving(note));
+    }
+
+    /// It is written to again, since it began to be saved.
+    pub fn written(&self) {
+        self.tell(Event::Written(self.number));
+    }
+
+    /// Its size was changed to this.
+    pub fn resized(&self, size: u64) {
+        self.tell(Event::Resized(self.number, size));
+    }
+
+    /// Zeros were made there.
+    pub fn punched(&self, range: ByteRange) {
+        self.tell(Event::Punched(self.number, range.start, range.len()));
+    }
+
+    /// What is not told, the next process does not know; this one goes on.
+    fn tell(&self, event: Event) {
+        if let Err(error) = self.spool.journal.tell(event) {
+            tracing::warn!(%error, number = self.number, "write the journal of the spool");
+        }
     }
 
     /// Keep it for a person, who is told by this note.
@@ -271,7 +291,7 @@ impl SpoolFile {
         // First: where the note cannot be written, the bytes stay all the same.
         self.kept.store(true, Ordering::Relaxed);
         note.write(&self.spool.folder)?;
-        self.spool.journal.tell(&Event::Done(self.number))
+        self.spool.journal.tell(Event::Done(self.number))
     }
 
     /// All of it is saved: it goes when it is dropped.
@@ -284,7 +304,7 @@ impl Drop for SpoolFile {
     fn drop(&mut self) {
         if !self.kept.load(Ordering::Relaxed) {
             let gone = note::remove(&self.spool.folder, self.number);
-            if let Err(error) = gone.and_then(|()| self.spool.journal.tell(&Event::Done(self.number))) {
+            if let Err(error) = gone.and_then(|()| self.spool.journal.tell(Event::Done(self.number))) {
                 tracing::warn!(%error, number = self.number, "remove a file of the spool");
             }
         }

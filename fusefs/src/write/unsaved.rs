@@ -14,7 +14,7 @@ use swarm_proto::{ByteRange, InodeNumber, Manifest, ManifestDigest};
 
 use super::outbox::Delivered;
 use super::pieces::{Pieces, Source, Stamp};
-use super::spool::{Note, Spool, SpoolFile, State};
+use super::spool::{Note, Since, Spool, SpoolFile, State};
 
 /// Segments sent early that were then written again, after which no more are.
 const WASTED_MOST: u32 = 4;
@@ -135,8 +135,18 @@ struct Inner {
     writers: usize,
     /// How often bytes of the spool moved to another offset or went.
     moves: u64,
-    /// The journal tells of its unsaved bytes.
-    told: bool,
+    told: Told,
+}
+
+/// What the journal tells of the unsaved bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// There are none.
+    Nothing,
+    /// There are some.
+    Begun,
+    /// Those that there were are being saved.
+    Saving,
 }
 
 impl Unsaved {
@@ -164,7 +174,7 @@ impl Unsaved {
             wasted: 0,
             writers: 0,
             moves: 0,
-            told: false,
+            told: Told::Nothing,
         };
         let segment_bytes = segment_bytes.max(1);
         Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
@@ -172,7 +182,7 @@ impl Unsaved {
 
     /// What an earlier process left, as its note tells.
     ///
-    /// Shape: where the note does not know what changed, all that the data file holds did.
+    /// Shape: where the note does not know what was written, all that the data file holds was.
     pub fn resume(note: &Note, base: Base, spool: &Arc<Spool>, segment_bytes: u64) -> io::Result<Self> {
         let file = spool.reopen(note.number)?;
         let this = Self::new(
@@ -183,11 +193,11 @@ impl Unsaved {
             spool.clone(),
             segment_bytes,
         );
-        let changed = match &note.changed {
-            Some(changed) => changed.clone(),
-            None => file.stretches()?.into_iter().map(|range| (range.start, range.len(), true)).collect(),
+        let size = note.since.as_ref().map_or(note.size, |since| since.size);
+        let (changed, size) = match &note.changed {
+            Some(changed) => (changed.clone(), note.size),
+            None => (told_by(note, &file)?, size.max(file.file().metadata()?.len())),
         };
-        let size = if note.changed.is_some() { note.size } else { file.file().metadata()?.len() };
         {
             let mut inner = this.inner.lock();
             inner.stamp = 1;
@@ -202,7 +212,7 @@ impl Unsaved {
             inner.modified_ns = Some(note.modified_ns);
             inner.changed_ns = Some(note.modified_ns);
             inner.not_appended = (!note.appended).then_some(1);
-            (inner.file, inner.told) = (Some(Arc::new(file)), true);
+            (inner.file, inner.told) = (Some(Arc::new(file)), Told::Begun);
         }
         Ok(this)
     }
@@ -264,10 +274,12 @@ impl Unsaved {
             At::End => inner.pieces.size(),
         };
         let range = ByteRange::at(start, bytes.len() as u64);
-        if !inner.told {
-            file.begun(self.blank(&inner, file.number()))?;
-            inner.told = true;
+        match inner.told {
+            Told::Nothing => file.begun(self.blank(&inner, file.number()))?,
+            Told::Saving => file.written(),
+            Told::Begun => {}
         }
+        inner.told = Told::Begun;
         file.write(start, bytes)?;
         let stamp = inner.change(now_ns);
         if at != At::End {
@@ -286,6 +298,7 @@ impl Unsaved {
         inner.not_appended = Some(stamp);
         inner.pieces.resize(size, stamp);
         inner.forget_early(ByteRange { start: size.min(old), end: old.max(size) }, self.segment_bytes);
+        self.tell(&mut inner, |file| file.resized(size));
         match &inner.file {
             Some(file) if size < old => file.cut(size),
             _ => Ok(()),
@@ -299,9 +312,24 @@ impl Unsaved {
         inner.not_appended = Some(stamp);
         inner.pieces.punch(range, stamp);
         inner.forget_early(range, self.segment_bytes);
+        self.tell(&mut inner, |file| file.punched(range));
         if let Some(file) = &inner.file {
             file.forget(range);
         }
+    }
+
+    /// Tell the journal of a change that is no write, as far as there is a data file.
+    fn tell(&self, inner: &mut Inner, change: impl FnOnce(&SpoolFile)) {
+        let Some(file) = inner.file.clone() else { return };
+        match inner.told {
+            Told::Begun | Told::Saving => change(&file),
+            Told::Nothing => {
+                if let Err(error) = file.begun(self.blank(inner, file.number())) {
+                    return tracing::warn!(%error, "write the journal of the spool");
+                }
+            }
+        }
+        inner.told = Told::Begun;
     }
 
     /// Times that a process has set; they go with the next save.
@@ -376,12 +404,26 @@ impl Unsaved {
         self.tell_anew(&mut inner);
     }
 
+    /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.
+    pub fn tell_saving(&self) {
+        let mut inner = self.inner.lock();
+        if let (Some(file), Some(note)) = (inner.file.clone(), self.note_of(&inner, State::Saving, None)) {
+            file.saving(note);
+            inner.told = Told::Saving;
+        }
+    }
+
     /// Tell the journal what is unsaved now, over which base.
     fn tell_anew(&self, inner: &mut Inner) {
         let Some(file) = inner.file.clone() else { return };
-        inner.told = inner.pieces.is_dirty() && file.begun(self.blank(inner, file.number())).is_ok();
-        if !inner.told {
-            file.saved();
+        if !inner.pieces.is_dirty() {
+            inner.told = Told::Nothing;
+            return file.saved();
+        }
+        match file.begun(self.blank(inner, file.number())) {
+            Ok(()) => inner.told = Told::Begun,
+            // What it told before holds: there are unsaved bytes.
+            Err(error) => tracing::warn!(%error, "write the journal of the spool"),
         }
     }
 
@@ -405,6 +447,7 @@ impl Unsaved {
         let mut inner = self.inner.lock();
         inner.pieces = inner.pieces.over_base(base.manifest.size());
         inner.base = base;
+        inner.clear_spool();
         self.tell_anew(&mut inner);
     }
 
@@ -418,6 +461,7 @@ impl Unsaved {
         inner.pieces = inner.pieces.over_base(base.manifest.size());
         inner.base = base;
         inner.early.clear();
+        inner.clear_spool();
         self.tell_anew(&mut inner);
     }
 
@@ -443,20 +487,23 @@ impl Unsaved {
         inner.stamp += 1;
         let stamp = inner.stamp;
         inner.pieces = inner.pieces.moved(old, new, stamp);
-        inner.moves += 1;
         inner.early.clear();
         inner.base = base;
+        inner.clear_spool();
         self.tell_anew(&mut inner);
         Ok(Rebased::Done)
     }
 
     /// What a person or the next process is told of it.
     pub fn note(&self, state: State, error: Option<String>) -> Option<Note> {
-        let inner = self.inner.lock();
+        self.note_of(&self.inner.lock(), state, error)
+    }
+
+    fn note_of(&self, inner: &Inner, state: State, error: Option<String>) -> Option<Note> {
         let number = inner.file.as_ref()?.number();
         let changed = inner.pieces.changed().into_iter();
         let changed = changed.map(|(range, source)| (range.start, range.len(), source == Source::Spool)).collect();
-        Some(Note { size: inner.pieces.size(), changed: Some(changed), state, error, ..self.blank(&inner, number) })
+        Some(Note { changed: Some(changed), since: None, state, error, ..self.blank(inner, number) })
     }
 
     /// Its data file, made if there is none.
@@ -469,18 +516,20 @@ impl Unsaved {
             return Ok(file.clone());
         }
         let file = Arc::new(self.spool.begin(|number| self.blank(inner, number))?);
-        (inner.file, inner.told) = (Some(file.clone()), true);
+        (inner.file, inner.told) = (Some(file.clone()), Told::Begun);
         Ok(file)
     }
 
     /// The data file, for whoever keeps it for a person.
     pub fn take_file(&self) -> Option<Arc<SpoolFile>> {
         let mut inner = self.inner.lock();
-        inner.told = false;
+        inner.told = Told::Nothing;
         inner.file.take()
     }
 
     fn blank(&self, inner: &Inner, number: u64) -> Note {
+        let holes = inner.pieces.changed().into_iter().filter(|(_, source)| *source == Source::Hole);
+        let holes = holes.map(|(range, _)| (range.start, range.end)).collect();
         Note {
             number,
             swarm: self.swarm.clone(),
@@ -492,6 +541,7 @@ impl Unsaved {
             modified_ns: inner.modified_ns.unwrap_or_default(),
             appended: inner.not_appended.is_none(),
             changed: None,
+            since: Some(Since { size: inner.pieces.size(), holes }),
             state: State::Interrupted,
             error: None,
         }
@@ -513,11 +563,24 @@ impl Inner {
     fn restart(&mut self, base: Base) {
         self.pieces = Pieces::new(base.manifest.size());
         self.base = base;
-        (self.file, self.told) = (None, false);
+        (self.file, self.told) = (None, Told::Nothing);
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         self.not_appended = None;
         self.early.clear();
+    }
+
+    /// Take out of the data file what the pieces do not have there, so that it tells what is unsaved.
+    fn clear_spool(&mut self) {
+        self.moves += 1;
+        let Some(file) = &self.file else { return };
+        let size = self.pieces.size();
+        let is_longer = file.file().metadata().is_ok_and(|found| found.len() > size);
+        if is_longer && let Err(error) = file.cut(size) {
+            tracing::warn!(%error, "cut a file of the spool");
+        }
+        let others = self.pieces.over(ByteRange::at(0, size)).filter(|(_, source)| *source != Source::Spool);
+        others.for_each(|(range, _)| file.forget(range));
     }
 
     /// Segments that were sent early and are no longer what the file has.
@@ -539,6 +602,14 @@ impl Inner {
         let windows = windows.map(|window| ByteRange::at(window * segment_bytes, segment_bytes));
         windows.filter(|window| !self.early.contains_key(&window.start) && self.pieces.is_unsaved(*window)).collect()
     }
+}
+
+/// What changed as far as the data file and its note tell: start, length, and whether the bytes are in the spool.
+fn told_by(note: &Note, file: &SpoolFile) -> io::Result<Vec<(u64, u64, bool)>> {
+    let holes = note.since.iter().flat_map(|since| &since.holes).map(|(start, end)| (*start, end - start, false));
+    // Behind the holes: what was written into them since is there.
+    let written = file.stretches()?.into_iter().map(|range| (range.start, range.len(), true));
+    Ok(holes.chain(written).collect())
 }
 
 #[cfg(test)]

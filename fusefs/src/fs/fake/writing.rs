@@ -18,6 +18,8 @@ pub(crate) struct FakeOutbox {
     pub(crate) sends: AtomicUsize,
     /// Sends fail.
     pub(crate) failing: AtomicBool,
+    /// Sends fail from then on.
+    pub(crate) fails_after: AtomicUsize,
     /// What was taken is lost before it is synced.
     pub(crate) loses: AtomicBool,
     /// Segments that somebody stands for.
@@ -52,11 +54,11 @@ impl Outbox for FakeOutbox {
 
     fn send(&self, file: Arc<File>, range: ByteRange) -> BoxFuture<'_, Result<Delivered, UploadError>> {
         async move {
-            self.sends.fetch_add(1, Ordering::SeqCst);
+            let number = self.sends.fetch_add(1, Ordering::SeqCst);
             while self.held.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            match self.failing.load(Ordering::SeqCst) {
+            match self.failing.load(Ordering::SeqCst) || number >= self.fails_after.load(Ordering::SeqCst) {
                 true => Err(UploadError::NoSeeder),
                 false => self.take(&file, range),
             }
@@ -162,6 +164,7 @@ impl Bench {
             held: AtomicBool::default(),
             sends: AtomicUsize::default(),
             failing: AtomicBool::default(),
+            fails_after: AtomicUsize::new(usize::MAX),
             loses: AtomicBool::default(),
             taken: Mutex::default(),
             synced: Mutex::default(),

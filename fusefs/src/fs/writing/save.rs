@@ -19,7 +19,6 @@ use crate::fs::node::Node;
 use crate::fs::own_change::Answered;
 use crate::write::outbox::Delivered;
 use crate::write::pieces::Sent;
-use crate::write::spool::State;
 use crate::write::unsaved::{Base, Rebased, Save};
 
 /// Stretches of one file on their way at a time.
@@ -71,9 +70,7 @@ impl FileSystem {
             if node.as_ref().is_some_and(|node| node.links == 0) {
                 return Ok(Saved::Nameless);
             }
-            if let (Some(file), Some(note)) = (&save.file, unsaved.note(State::Saving, None)) {
-                file.saving(note).map_err(|error| spool_error(&error))?;
-            }
+            unsaved.tell_saving();
             match self.try_save(writing, written, &save, level).await {
                 Ok(()) => return Ok(Saved::Here),
                 Err(Setback::Again) => attempts += 1,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::fs::fake::{Bench, FakeOutbox, ROOT};
 use crate::fs::node::Kind;
+use crate::write::spool::Note;
 
 /// Tasks of a mount in which nothing happens: one follows the changes.
 const FOLLOWING: usize = 1;
@@ -125,4 +126,65 @@ async fn fsync_says_that_a_seeder_lost_what_it_had_acknowledged_or_that_the_cata
     bench.fs.sync(inode).await.unwrap();
     bench.swarm.away.store(true, Ordering::SeqCst);
     assert!(bench.fs.sync(inode).await.is_err());
+}
+
+/// The spool of a mount that died, with one file over version `version` of `inode`.
+fn left_in(folder: &tempfile::TempDir, (inode, base): (InodeNumber, Base), died: impl FnOnce(&Unsaved)) -> Note {
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let unsaved = Unsaved::new(inode, String::new(), "/file".into(), base, spool.clone(), 1 << 20);
+    died(&unsaved);
+    spool.abandon();
+    std::mem::forget(unsaved);
+    crate::write::spool::notes_in(folder.path()).unwrap().remove(0)
+}
+
+/// A file of a swarm, and its version as a mount that opens it knows it.
+async fn file_and_base(bench: &Bench, bytes: &[u8]) -> (InodeNumber, Base) {
+    let inode = file(bench, bytes).await;
+    let (node, version) = bench.fs.current(inode).await.unwrap();
+    (inode, base_of(&node, &version))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_after_the_save_that_a_crash_cut_short_is_listed_and_not_saved() {
+    let (bench, _, folder) = Bench::writing(1 << 20).await;
+    let (inode, base) = file_and_base(&bench, &[b'-'; 20_000]).await;
+    let spool = bench.fs.writing().unwrap().spool.clone();
+    spool.abandon();
+    let note = left_in(&folder, (inode, base), |unsaved| {
+        unsaved.write(At::Offset(0), &[b'a'; 4096], 1).unwrap();
+        unsaved.tell_saving();
+        unsaved.write(At::Offset(8192), &[b'b'; 4096], 2).unwrap();
+    });
+    note.write(folder.path()).unwrap();
+    bench.fs.resume(bench.fs.writing().unwrap(), note).await;
+    let want = |parts: [&[u8]; 3]| parts.concat();
+    assert_eq!(bench.swarm.content(inode), want([&[b'a'; 4096], &[b'-'; 15_904], b""]));
+    let left = spool.kept().unwrap().remove(0);
+    assert_eq!((left.state, left.changed.clone()), (State::Interrupted, None));
+    // Somebody wants it.
+    bench.fs.resume(bench.fs.writing().unwrap(), Note { state: State::Saving, ..left }).await;
+    let all = [vec![b'a'; 4096], vec![b'-'; 4096], vec![b'b'; 4096], vec![b'-'; 7712]].concat();
+    assert_eq!(bench.swarm.content(inode), all);
+    assert!(spool.kept().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moved_behind_another_append_before_its_save_failed_is_noted_where_it_is() {
+    let (bench, outbox, folder) = Bench::writing(1 << 20).await;
+    let (inode, base) = file_and_base(&bench, b"base").await;
+    bench.fs.writing().unwrap().spool.abandon();
+    let note = left_in(&folder, (inode, base), |unsaved| {
+        unsaved.write(At::End, b"+mine", 1).unwrap();
+        unsaved.tell_saving();
+    });
+    note.write(folder.path()).unwrap();
+    bench.swarm.write(inode, b"base+others");
+    outbox.fails_after.store(1, Ordering::SeqCst);
+    bench.fs.resume(bench.fs.writing().unwrap(), note).await;
+    let left = bench.fs.writing().unwrap().spool.kept().unwrap().remove(0);
+    assert_eq!((left.state, left.changed.clone()), (State::Failed, Some(vec![(11, 5, true)])));
+    outbox.fails_after.store(usize::MAX, Ordering::SeqCst);
+    bench.fs.resume(bench.fs.writing().unwrap(), Note { state: State::Saving, ..left }).await;
+    assert_eq!(bench.swarm.content(inode), "base+others+mine");
 }

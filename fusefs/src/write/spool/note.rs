@@ -43,10 +43,43 @@ pub struct Note {
     /// Stretches that differ from the version that was opened: start, length, and whether the bytes are in the spool;
     /// they are zeros otherwise. None: not known; then all that the data file holds.
     pub changed: Option<Vec<(u64, u64, bool)>>,
+    /// What was done since, where that is known; in a state of "saving", since it began to be saved.
+    pub since: Option<Since>,
     /// What became of it.
     pub state: State,
     /// Why it could not be saved.
     pub error: Option<String>,
+}
+
+/// What was done to a file besides writing to it, which its data file tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    /// Bytes of the file, if no data lies behind.
+    pub size: u64,
+    /// Stretches that are zeros where there is no data: start and end, in order, none touching another.
+    pub holes: Vec<(u64, u64)>,
+}
+
+impl Since {
+    /// The file is cut, or stretched.
+    pub(super) fn resize(&mut self, size: u64) {
+        // What lay behind is gone, also if it is stretched again; how far that went, nobody told.
+        self.size = size;
+        self.hole(size, u64::MAX);
+    }
+
+    /// Zeros were made there.
+    pub(super) fn punch(&mut self, start: u64, length: u64) {
+        self.hole(start, start.saturating_add(length));
+    }
+
+    fn hole(&mut self, start: u64, end: u64) {
+        let first = self.holes.partition_point(|hole| hole.1 < start);
+        let last = self.holes.partition_point(|hole| hole.0 <= end);
+        let touched = &self.holes[first..last];
+        let joined = touched.iter().fold((start, end), |all, hole| (all.0.min(hole.0), all.1.max(hole.1)));
+        self.holes.splice(first..last, [joined]);
+    }
 }
 
 impl Note {
@@ -114,4 +147,21 @@ pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
 pub(super) fn strays(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let data = numbered(folder, "data")?;
     Ok(data.into_iter().filter(|(number, _)| !path_of(folder, *number).exists()).map(|(_, path)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_that_touch_are_one() {
+        let mut since = Since { size: 100, holes: Vec::new() };
+        for (start, length) in [(10, 5), (30, 5), (50, 5), (15, 3), (29, 30), (5, 1)] {
+            since.punch(start, length);
+        }
+        assert_eq!(since.holes, [(5, 6), (10, 18), (29, 59)]);
+        since.resize(40);
+        since.resize(70);
+        assert_eq!((since.size, since.holes), (70, vec![(5, 6), (10, 18), (29, u64::MAX)]));
+    }
 }

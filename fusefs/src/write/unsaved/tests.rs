@@ -93,7 +93,7 @@ fn the_next_process_goes_on_where_this_one_died() {
     file.write(At::Offset(20), b"abc", 9).unwrap();
     file.punch(ByteRange::at(0, 5), 9);
     let note = file.note(State::Saving, None).unwrap();
-    file.file().unwrap().saving(note.clone()).unwrap();
+    file.tell_saving();
     let want = file.begin_save().unwrap().pieces.changed();
     file.spool.abandon();
     std::mem::forget(file);
@@ -122,11 +122,68 @@ fn what_was_saved_is_not_left_behind_and_what_was_written_since_is() {
     let file = unsaved(&changed, 10);
     file.write(At::Offset(3), b"abc", 9).unwrap();
     let save = file.begin_save().unwrap();
-    file.file().unwrap().saving(file.note(State::Saving, None).unwrap()).unwrap();
+    file.tell_saving();
     file.settle(save.stamp, base(2, 10));
     file.write(At::Offset(0), b"x", 10).unwrap();
     file.spool.abandon();
     std::mem::forget(file);
     let (_, left) = Spool::open(changed.path(), 0).unwrap();
     assert_eq!((left[0].state, left[0].base_version), (State::Interrupted, 2));
+}
+
+/// What the next process would save of a file whose process dies now.
+fn resumed(folder: &tempfile::TempDir, file: Unsaved, base: Base) -> (State, Pieces) {
+    file.spool.abandon();
+    std::mem::forget(file);
+    let (spool, left) = Spool::open(folder.path(), 0).unwrap();
+    assert_eq!((left.len(), left[0].base_version), (1, base.version));
+    let again = Unsaved::resume(&left[0], base, &spool, 100).unwrap();
+    (left[0].state, again.begin_save().unwrap().pieces)
+}
+
+#[test]
+fn sizes_and_holes_of_what_nobody_asked_to_save_are_not_forgotten() {
+    const KIB: u64 = 1024;
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 100 * KIB);
+    file.write(At::Offset(8 * KIB), &[1; 4096], 0).unwrap();
+    file.punch(ByteRange::at(40 * KIB, 4 * KIB), 0);
+    file.resize(60 * KIB, 0).unwrap();
+    file.resize(80 * KIB, 0).unwrap();
+    file.write(At::Offset(64 * KIB), &[2; 4096], 0).unwrap();
+    let want = file.begin_save().unwrap().pieces;
+    let (state, pieces) = resumed(&folder, file, base(1, 100 * KIB));
+    assert_eq!((state, pieces.size(), pieces.changed()), (State::Interrupted, want.size(), want.changed()));
+}
+
+#[test]
+fn what_is_cut_or_punched_after_a_save_is_told() {
+    for punched in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = unsaved(&folder, 50_000);
+        file.write(At::Offset(0), &[1; 8192], 0).unwrap();
+        file.tell_saving();
+        file.settle(file.begin_save().unwrap().stamp, base(2, 50_000));
+        match punched {
+            true => file.punch(ByteRange::at(4096, 4096), 0),
+            false => file.resize(4096, 0).unwrap(),
+        }
+        let (state, pieces) = resumed(&folder, file, base(2, 50_000));
+        let holes = if punched { vec![(ByteRange::at(4096, 4096), Source::Hole)] } else { Vec::new() };
+        let written = vec![(ByteRange::at(0, 4096), Source::Spool)];
+        assert_eq!((state, pieces.changed()), (State::Interrupted, [written, holes].concat()));
+        assert_eq!(pieces.size(), if punched { 50_000 } else { 4096 });
+    }
+}
+
+#[test]
+fn what_lies_in_the_spool_is_what_is_unsaved_after_another_base_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 100_000);
+    file.write(At::Offset(0), &[1; 8192], 0).unwrap();
+    let stamp = file.begin_save().unwrap().stamp;
+    file.write(At::Offset(40_960), &[2; 4096], 0).unwrap();
+    file.give_up(stamp, base(5, 90_000));
+    let (_, pieces) = resumed(&folder, file, base(5, 90_000));
+    assert_eq!((pieces.size(), pieces.changed()), (90_000, vec![(ByteRange::at(40_960, 4096), Source::Spool)]));
 }
