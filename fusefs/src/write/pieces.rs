@@ -42,13 +42,15 @@ pub struct Pieces {
     size: u64,
     /// When the size was changed last; none: it is the base's.
     resized: Option<Stamp>,
+    /// The last change; none: all is saved.
+    newest: Option<Stamp>,
 }
 
 impl Pieces {
     /// A file as it was opened.
     pub fn new(size: u64) -> Self {
         let starts = if size > 0 { BTreeMap::from([(0, BASE)]) } else { BTreeMap::new() };
-        Self { starts, size, resized: None }
+        Self { starts, size, resized: None, newest: None }
     }
 
     /// Bytes of the file.
@@ -58,17 +60,19 @@ impl Pieces {
 
     /// Whether anything is unsaved.
     pub fn is_dirty(&self) -> bool {
-        self.resized.is_some() || self.starts.values().any(|piece| piece.unsaved.is_some())
+        self.newest.is_some()
     }
 
-    /// Bytes of the file that are no holes, where `base` is what was opened.
-    pub fn allocated(&self, base: &Manifest) -> u64 {
+    /// Bytes of a range that are no holes, where `base` is what was opened.
+    ///
+    /// Cost: O(log pieces + log extents + those that the range touches).
+    pub fn allocated(&self, range: ByteRange, base: &Manifest) -> u64 {
         let of = |range: ByteRange, source| match source {
             Source::Hole => 0,
             Source::Spool => range.len(),
             Source::Base => slices(base, range).filter(|extent| !is_hole(extent)).map(|extent| extent.length()).sum(),
         };
-        self.over(ByteRange::at(0, self.size)).map(|(range, source)| of(range, source)).sum()
+        self.over(range).map(|(range, source)| of(range, source)).sum()
     }
 
     /// These bytes were written to the spool; what lies between the end and them becomes a hole.
@@ -91,7 +95,7 @@ impl Pieces {
         if size < self.size {
             self.starts.split_off(&size);
             self.size = size;
-            self.resized = Some(stamp);
+            (self.resized, self.newest) = (Some(stamp), Some(stamp));
         }
         self.grow(size, stamp);
     }
@@ -100,7 +104,7 @@ impl Pieces {
         if size > self.size {
             let gap = ByteRange { start: self.size, end: size };
             self.size = size;
-            self.resized = Some(stamp);
+            (self.resized, self.newest) = (Some(stamp), Some(stamp));
             self.put(gap, Piece { source: Source::Hole, unsaved: Some(stamp) });
         }
     }
@@ -111,9 +115,8 @@ impl Pieces {
         for piece in self.starts.values_mut().filter(|piece| is_saved(&piece.unsaved)) {
             piece.unsaved = None;
         }
-        if is_saved(&self.resized) {
-            self.resized = None;
-        }
+        self.resized = self.resized.filter(|at| *at > stamp);
+        self.newest = self.newest.filter(|at| *at > stamp);
         self.join_all();
     }
 
@@ -234,6 +237,7 @@ impl Pieces {
             self.starts.entry(range.end).or_insert(after);
         }
         self.starts.insert(range.start, piece);
+        self.newest = self.newest.max(piece.unsaved);
         self.join(range.start);
         self.join(range.end);
     }

@@ -123,6 +123,8 @@ struct Inner {
     base: Base,
     path: String,
     pieces: Pieces,
+    /// Bytes that are no holes, once somebody asked.
+    allocated: Option<u64>,
     file: Option<Arc<SpoolFile>>,
     stamp: Stamp,
     modified_ns: Option<i64>,
@@ -164,6 +166,7 @@ impl Unsaved {
             base,
             path,
             pieces,
+            allocated: None,
             file: None,
             stamp: 0,
             modified_ns: None,
@@ -228,11 +231,15 @@ impl Unsaved {
     }
 
     /// What a process of this mount is shown of it.
+    ///
+    /// Cost: O(extents) once for a base, then O(1).
     pub fn shape(&self) -> Shape {
-        let inner = self.inner.lock();
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let all = ByteRange::at(0, inner.pieces.size());
         Shape {
             size: inner.pieces.size(),
-            allocated: inner.pieces.allocated(&inner.base.manifest),
+            allocated: *inner.allocated.get_or_insert_with(|| inner.pieces.allocated(all, &inner.base.manifest)),
             modified_ns: inner.modified_ns,
             changed_ns: inner.changed_ns,
             accessed_ns: inner.accessed_ns,
@@ -285,7 +292,7 @@ impl Unsaved {
         if at != At::End {
             inner.not_appended = Some(stamp);
         }
-        inner.pieces.write(range, stamp);
+        inner.put(range, |pieces| pieces.write(range, stamp));
         inner.forget_early(range, self.segment_bytes);
         Ok(Written { range, filled: inner.filled(range, self.segment_bytes) })
     }
@@ -296,8 +303,9 @@ impl Unsaved {
         let old = inner.pieces.size();
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
-        inner.pieces.resize(size, stamp);
-        inner.forget_early(ByteRange { start: size.min(old), end: old.max(size) }, self.segment_bytes);
+        let between = ByteRange { start: size.min(old), end: old.max(size) };
+        inner.put(between, |pieces| pieces.resize(size, stamp));
+        inner.forget_early(between, self.segment_bytes);
         self.tell(&mut inner, |file| file.resized(size));
         match &inner.file {
             Some(file) if size < old => file.cut(size),
@@ -310,7 +318,7 @@ impl Unsaved {
         let mut inner = self.inner.lock();
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
-        inner.pieces.punch(range, stamp);
+        inner.put(range, |pieces| pieces.punch(range, stamp));
         inner.forget_early(range, self.segment_bytes);
         self.tell(&mut inner, |file| file.punched(range));
         if let Some(file) = &inner.file {
@@ -445,8 +453,8 @@ impl Unsaved {
     /// The base was replaced on purpose: what is unsaved lies over the new one.
     pub fn replaced(&self, base: Base) {
         let mut inner = self.inner.lock();
-        inner.pieces = inner.pieces.over_base(base.manifest.size());
-        inner.base = base;
+        let pieces = inner.pieces.over_base(base.manifest.size());
+        inner.stand_on(base, pieces);
         inner.clear_spool();
         self.tell_anew(&mut inner);
     }
@@ -458,8 +466,8 @@ impl Unsaved {
         if !inner.pieces.is_dirty() {
             return inner.restart(base);
         }
-        inner.pieces = inner.pieces.over_base(base.manifest.size());
-        inner.base = base;
+        let pieces = inner.pieces.over_base(base.manifest.size());
+        inner.stand_on(base, pieces);
         inner.early.clear();
         inner.clear_spool();
         self.tell_anew(&mut inner);
@@ -486,9 +494,9 @@ impl Unsaved {
         }
         inner.stamp += 1;
         let stamp = inner.stamp;
-        inner.pieces = inner.pieces.moved(old, new, stamp);
+        let pieces = inner.pieces.moved(old, new, stamp);
+        inner.stand_on(base, pieces);
         inner.early.clear();
-        inner.base = base;
         inner.clear_spool();
         self.tell_anew(&mut inner);
         Ok(Rebased::Done)
@@ -560,9 +568,23 @@ impl Inner {
         self.not_appended.is_none() && self.pieces.is_append_to(self.base.manifest.size())
     }
 
+    /// Change the pieces within a range and behind the end, and the figure that follows from them.
+    fn put(&mut self, range: ByteRange, change: impl FnOnce(&mut Pieces)) {
+        let base = &self.base.manifest;
+        let before = self.pieces.allocated(range, base);
+        change(&mut self.pieces);
+        let after = self.pieces.allocated(range, base);
+        self.allocated = self.allocated.map(|all| (all + after).saturating_sub(before));
+    }
+
+    /// Have these pieces over another base.
+    fn stand_on(&mut self, base: Base, pieces: Pieces) {
+        (self.base, self.pieces, self.allocated) = (base, pieces, None);
+    }
+
     fn restart(&mut self, base: Base) {
-        self.pieces = Pieces::new(base.manifest.size());
-        self.base = base;
+        let pieces = Pieces::new(base.manifest.size());
+        self.stand_on(base, pieces);
         (self.file, self.told) = (None, Told::Nothing);
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);

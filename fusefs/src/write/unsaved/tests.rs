@@ -187,3 +187,52 @@ fn what_lies_in_the_spool_is_what_is_unsaved_after_another_base_came() {
     let (_, pieces) = resumed(&folder, file, base(5, 90_000));
     assert_eq!((pieces.size(), pieces.changed()), (90_000, vec![(ByteRange::at(40_960, 4096), Source::Spool)]));
 }
+
+/// Every other one a hole.
+fn base_of_extents(version: u64, count: u64, length: u32) -> Base {
+    let of = |number: u64| match number % 2 {
+        0 => Extent::whole(Segment { id: SegmentId::new([1; 32]), length }),
+        _ => Extent::Hole { length: length.into() },
+    };
+    Base { version, digest: None, manifest: Arc::new(Manifest::new((0..count).map(of).collect()).unwrap()) }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn what_is_no_hole_is_counted_as_it_changes(
+        steps in proptest::collection::vec((0u8..5, 0u64..400, 1u64..90), 1..40),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = unsaved(&folder, 0);
+        file.meet(&base_of_extents(2, 6, 50));
+        for (what, start, length) in steps {
+            match what {
+                0 => drop(file.write(At::Offset(start), &vec![1; usize::try_from(length).unwrap()], 0).unwrap()),
+                1 => file.punch(ByteRange::at(start, length), 0),
+                2 => file.resize(start, 0).unwrap(),
+                3 => file.replaced(base_of_extents(3, 7, 40)),
+                _ => drop(file.write(At::End, &[1; 30], 0).unwrap()),
+            }
+            let all = ByteRange::at(0, u64::MAX);
+            let base = file.base().manifest;
+            let counted = file.inner.lock().pieces.allocated(all, &base);
+            proptest::prop_assert_eq!(file.shape().allocated, counted);
+        }
+    }
+}
+
+#[test]
+fn a_look_at_a_file_of_very_many_extents_does_not_go_through_them() {
+    const EXTENTS: u64 = 262_144;
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 0);
+    file.meet(&base_of_extents(2, EXTENTS, 4 << 20));
+    let began = std::time::Instant::now();
+    for round in 0..2_000 {
+        file.write(At::Offset(round * (512 << 20) + 5), &[1; 10], 0).unwrap();
+        assert!(file.is_dirty() && file.shape().size == EXTENTS << 22);
+    }
+    // To go through them takes several milliseconds a time.
+    assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+}
