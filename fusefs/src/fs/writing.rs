@@ -5,6 +5,7 @@
 //! is saved.
 
 mod copy;
+mod joining;
 mod owed;
 mod reading;
 mod resume;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use swarm_proto::{ByteRange, Extent, Manifest};
+use swarm_proto::{ByteRange, Extent, Manifest, SegmentId};
 
 /// Grows with each change of a file.
 pub type Stamp = u64;
@@ -23,6 +23,22 @@ pub enum Source {
     Hole,
     /// In the spool, at the same offset.
     Spool,
+}
+
+/// What a stretch of a file is, as its next manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stretch {
+    /// Zeros.
+    Hole,
+    /// An extent of the base, or part of one.
+    Base {
+        /// The segment.
+        segment: SegmentId,
+        /// First byte of it.
+        offset_in_segment: u32,
+    },
+    /// In the spool, and unsaved.
+    Unsaved,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +221,41 @@ impl Pieces {
         Some(extents.0)
     }
 
+    /// What a range is made of, in order, where `base` is what was opened.
+    pub fn stretches(&self, range: ByteRange, base: &Manifest) -> Vec<(ByteRange, Stretch)> {
+        let mut all = Vec::new();
+        for (range, piece) in self.over_pieces(range) {
+            match (piece.source, piece.unsaved) {
+                (Source::Hole, _) => all.push((range, Stretch::Hole)),
+                (Source::Spool, Some(_)) => all.push((range, Stretch::Unsaved)),
+                (Source::Base, _) | (Source::Spool, None) => {
+                    let mut at = range.start;
+                    all.extend(slices(base, range).map(|extent| {
+                        let range = ByteRange::at(at, extent.length());
+                        at = range.end;
+                        (range, stretch(&extent))
+                    }));
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether a range lies in the file and nothing of it was changed after `stamp`.
+    pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
+        let pieces = self.over_pieces(range);
+        range.end <= self.size && pieces.iter().all(|(_, piece)| piece.unsaved.is_none_or(|at| at <= stamp))
+    }
+
+    /// What of the spool is saved within a range is the base's from now on; returns what that is.
+    pub fn leave_to_base(&mut self, range: ByteRange) -> Vec<ByteRange> {
+        let saved = self.over_pieces(range).into_iter();
+        let saved = saved.filter(|(_, piece)| *piece == Piece { source: Source::Spool, unsaved: None });
+        let saved: Vec<ByteRange> = saved.map(|(range, _)| range).collect();
+        saved.iter().for_each(|range| self.put(*range, BASE));
+        saved
+    }
+
     fn over_pieces(&self, range: ByteRange) -> Vec<(ByteRange, Piece)> {
         let range = range.intersect(ByteRange::at(0, self.size));
         if range.is_empty() {
@@ -325,6 +376,13 @@ fn slice(extent: &Extent, skip: u64, length: u64) -> Option<Extent> {
             length: u32::try_from(length).ok()?,
         },
     })
+}
+
+fn stretch(extent: &Extent) -> Stretch {
+    match *extent {
+        Extent::Hole { .. } => Stretch::Hole,
+        Extent::Data { segment, offset_in_segment, .. } => Stretch::Base { segment: segment.id, offset_in_segment },
+    }
 }
 
 fn is_hole(extent: &Extent) -> bool {

@@ -135,6 +135,26 @@ impl Spool {
         Ok(file)
     }
 
+    /// A file for bytes that are somewhere else too; gone when it is closed.
+    ///
+    /// Errors: `StorageFull` if `bytes` more would leave the disk less than its floor.
+    pub fn scratch(&self, bytes: u64) -> io::Result<Arc<File>> {
+        let path = self.data_path(self.next.fetch_add(1, Ordering::Relaxed));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        // If this process dies in between, the next mount finds a file that no journal tells of.
+        std::fs::remove_file(path)?;
+        self.check_room(&file, bytes)?;
+        Ok(Arc::new(file))
+    }
+
+    fn check_room(&self, file: &File, bytes: u64) -> io::Result<()> {
+        let disk = fstatvfs(file)?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.floor.saturating_add(bytes) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
     /// Open what is left of a file.
     pub fn reopen(self: &Arc<Self>, number: SpoolNumber) -> io::Result<SpoolFile> {
         let file = OpenOptions::new().read(true).write(true).open(self.data_path(number))?;
@@ -172,11 +192,7 @@ impl SpoolFile {
 
     /// Whether so many more bytes leave the disk its floor.
     pub fn check_room(&self, bytes: u64) -> io::Result<()> {
-        let disk = fstatvfs(&self.file)?;
-        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.spool.floor.saturating_add(bytes) {
-            true => Ok(()),
-            false => Err(io::ErrorKind::StorageFull.into()),
-        }
+        self.spool.check_room(&self.file, bytes)
     }
 
     /// Bytes that were written; zeros where nothing was.

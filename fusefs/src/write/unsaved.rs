@@ -5,15 +5,16 @@
 //! stamp that the save began with.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
-use swarm_proto::{ByteRange, InodeNumber, Manifest, ManifestDigest};
+use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, ManifestDigest};
 
 use super::outbox::Delivered;
-use super::pieces::{Pieces, Source, Stamp};
+use super::pieces::{Pieces, Sent, Source, Stamp};
 use super::spool::{Note, Since, Spool, SpoolFile, State};
 
 /// Segments sent early that were then written again, after which no more are.
@@ -106,6 +107,44 @@ pub struct Save {
     pub appended: bool,
     /// What was sent already, by where it begins.
     pub early: BTreeMap<u64, Early>,
+    /// What is sent as one segment each, whatever it was made of.
+    pub joined: Option<Joined>,
+}
+
+/// Stretches of a file that were read for a save, to be sent whole.
+pub struct Joined {
+    /// Has their bytes, at their own offsets.
+    pub file: Arc<File>,
+    /// In order, none touching a hole.
+    pub runs: Vec<ByteRange>,
+}
+
+impl Save {
+    /// Where the bytes of a range are, as of the moment that it began.
+    pub fn plan(&self, range: ByteRange) -> Plan {
+        let pieces = self.pieces.over(range).collect();
+        Plan { pieces, base: self.base.clone(), file: self.file.clone(), moves: 0 }
+    }
+
+    /// What of the spool is to be sent, in order.
+    pub fn to_send(&self) -> Vec<ByteRange> {
+        let mut left = self.pieces.clone();
+        // What is joined is sent from elsewhere.
+        self.runs().iter().for_each(|run| left.punch(*run, self.stamp));
+        left.unsaved_in_spool()
+    }
+
+    /// What is sent as one segment each, in order.
+    pub fn runs(&self) -> &[ByteRange] {
+        self.joined.as_ref().map_or(&[], |joined| &joined.runs)
+    }
+
+    /// The extents of the file, as [`Pieces::extents`] has them.
+    pub fn extents(&self, sent: &Sent) -> Option<Vec<Extent>> {
+        let mut pieces = self.pieces.clone();
+        self.runs().iter().for_each(|run| pieces.write(*run, self.stamp));
+        pieces.extents(&self.base.manifest, sent)
+    }
 }
 
 /// See the module.
@@ -396,6 +435,7 @@ impl Unsaved {
             accessed_ns: inner.accessed_ns,
             appended: inner.is_appended(),
             early: inner.early.clone(),
+            joined: None,
         })
     }
 
@@ -410,6 +450,21 @@ impl Unsaved {
             (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
         }
         self.tell_anew(&mut inner);
+    }
+
+    /// Whether nothing of a range was changed after `stamp`.
+    pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
+        self.inner.lock().pieces.is_as_at(range, stamp)
+    }
+
+    /// The base has these in one: what of the spool is saved there is not needed any more.
+    pub fn leave_to_base(&self, runs: &[ByteRange]) {
+        let mut inner = self.inner.lock();
+        let saved: Vec<ByteRange> = runs.iter().flat_map(|run| inner.pieces.leave_to_base(*run)).collect();
+        inner.moves += 1;
+        if let Some(file) = &inner.file {
+            saved.into_iter().for_each(|range| file.forget(range));
+        }
     }
 
     /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.

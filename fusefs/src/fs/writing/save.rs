@@ -65,12 +65,13 @@ impl FileSystem {
         let inode = unsaved.inode();
         let (mut attempts, deadline) = (0, Instant::now() + writing.timeout);
         while attempts < ATTEMPTS && Instant::now() < deadline {
-            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Already) };
+            let Some(mut save) = unsaved.begin_save() else { return Ok(Saved::Already) };
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
                 return Ok(Saved::Nameless);
             }
             unsaved.tell_saving();
+            self.join_crowded(writing, written, &mut save).await;
             match self.try_save(writing, written, &save, level).await {
                 Ok(()) => return Ok(Saved::Here),
                 Err(Setback::Again) => attempts += 1,
@@ -128,6 +129,9 @@ impl FileSystem {
             }
         })?;
         written.unsaved.settle(save.stamp, base);
+        if !save.runs().is_empty() {
+            written.unsaved.leave_to_base(save.runs());
+        }
         Ok(())
     }
 
@@ -305,7 +309,7 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
     let mut leases: Vec<Arc<Delivered>> = Vec::new();
     if let Some(file) = &save.file {
         let mut stretches: Vec<ByteRange> = Vec::new();
-        for range in save.pieces.unsaved_in_spool() {
+        for range in save.to_send() {
             let mut at = range.start;
             for (start, early) in save.early.range(range.start..range.end) {
                 // None: it failed; it is sent anew.
@@ -325,9 +329,12 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
                 stretches.push(ByteRange { start: at, end: range.end });
             }
         }
-        let file = file.file();
-        let sends = stretches.into_iter().map(|range| async move {
-            let delivered = writing.outbox.send(file.clone(), range).await?;
+        let mut sends: Vec<_> = stretches.into_iter().map(|range| (file.file().clone(), range)).collect();
+        if let Some(joined) = &save.joined {
+            sends.extend(joined.runs.iter().map(|run| (joined.file.clone(), *run)));
+        }
+        let sends = sends.into_iter().map(|(file, range)| async move {
+            let delivered = writing.outbox.send(file, range).await?;
             Ok::<_, UploadError>((range.start, Arc::new(delivered)))
         });
         let sends: Vec<_> =
@@ -337,7 +344,7 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
             leases.push(delivered);
         }
     }
-    let extents = save.pieces.extents(&save.base.manifest, &sent).ok_or(Setback::Again)?;
+    let extents = save.extents(&sent).ok_or(Setback::Again)?;
     let manifest = Manifest::new(extents).map_err(|error| {
         tracing::error!(%error, "save a file");
         Setback::Failed(Errno::FBIG)

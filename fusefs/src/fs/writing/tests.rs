@@ -188,3 +188,40 @@ async fn what_moved_behind_another_append_before_its_save_failed_is_noted_where_
     bench.fs.resume(bench.fs.writing().unwrap(), Note { state: State::Saving, ..left }).await;
     assert_eq!(bench.swarm.content(inode), "base+others+mine");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_overwrites_leave_few_extents_and_every_byte() {
+    const BLOCK: usize = 4096;
+    const BLOCKS: usize = 1024;
+    let (bench, _, _folder) = Bench::writing(1 << 20).await;
+    let mut model: Vec<u8> = (0..BLOCKS * BLOCK).map(|at| (at % 251) as u8).collect();
+    let inode = file(&bench, &model).await;
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let mut most = 0;
+    for round in 0..600_usize {
+        let at = round * 389 % BLOCKS * BLOCK;
+        model[at..at + BLOCK].fill(round as u8);
+        write(&bench, inode, at as u64, &vec![round as u8; BLOCK]);
+        bench.fs.sync(inode).await.unwrap();
+        most = most.max(bench.swarm.extents(inode).len());
+    }
+    // Of each of four windows, at most 16 extents and one joint more.
+    assert!(most <= 4 * 18, "{most} extents");
+    assert!(bench.swarm.content(inode) == model);
+    let read = bench.fs.read(handle, 0, u32::try_from(model.len()).unwrap()).await.unwrap();
+    assert!(read == model, "and so it is read here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_save_that_cannot_read_what_it_would_join_goes_on_without() {
+    let (bench, _, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, &vec![7; 1 << 20]).await;
+    bench.swarm.stuck.store(true, Ordering::SeqCst);
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    for block in 0..40 {
+        write(&bench, inode, block * 8192, &[1; 4096]);
+    }
+    bench.fs.sync(inode).await.unwrap();
+    assert_eq!(bench.swarm.extents(inode).len(), 80);
+    assert_eq!(bench.swarm.content(inode).iter().filter(|byte| **byte == 1).count(), 40 * 4096);
+}

@@ -1,5 +1,5 @@
 use futures::FutureExt;
-use swarm_proto::{Extent, Segment, SegmentId};
+use swarm_proto::{Segment, SegmentId};
 
 use super::*;
 
