@@ -33,7 +33,7 @@ use owed::Owed;
 use save::Saved;
 
 use crate::errno::{self, Errno};
-use crate::write::pieces::Source;
+use crate::write::pieces::{Source, Stamp};
 use crate::write::spool::State;
 use crate::write::unsaved::{At, Base, Unsaved};
 use crate::write::{Outbox, Spool};
@@ -234,18 +234,18 @@ impl FileSystem {
             self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
         }
         for range in done.filled {
-            self.send_early(&written, range);
+            self.send_early(&written, range, done.stamp);
         }
         self.counters.written_bytes.inc_by(bytes.len() as u64);
         u32::try_from(bytes.len()).map_err(|_| Errno::INVAL)
     }
 
-    fn send_early(&self, written: &Arc<Written>, range: ByteRange) {
+    fn send_early(&self, written: &Arc<Written>, range: ByteRange, stamp: Stamp) {
         let Some(writing) = &self.writing else { return };
         let Ok(file) = written.unsaved.file() else { return };
         let outbox = writing.outbox.clone();
         let sending = self.tasks.spawn(async move { outbox.send(file.file().clone(), range).await.ok().map(Arc::new) });
-        written.unsaved.sends_early(range, async move { sending.await.ok().flatten() }.boxed().shared());
+        written.unsaved.sends_early(range, stamp, async move { sending.await.ok().flatten() }.boxed().shared());
     }
 
     /// Change the size of a file: of one that is open for writing here, with its next save, otherwise at once.

@@ -65,6 +65,8 @@ pub struct Written {
     pub range: ByteRange,
     /// Segments that it filled, which may be sent now.
     pub filled: Vec<ByteRange>,
+    /// Which change of the file it was.
+    pub stamp: Stamp,
 }
 
 /// Where the bytes of a range were at one moment.
@@ -169,6 +171,8 @@ struct Inner {
     modified_ns: Option<i64>,
     changed_ns: Option<i64>,
     accessed_ns: Option<i64>,
+    /// When somebody set times; none: they are saved.
+    timed: Option<Stamp>,
     /// The last change that was not an append.
     not_appended: Option<Stamp>,
     early: BTreeMap<u64, Early>,
@@ -211,6 +215,7 @@ impl Unsaved {
             modified_ns: None,
             changed_ns: None,
             accessed_ns: None,
+            timed: None,
             not_appended: None,
             early: BTreeMap::new(),
             wasted: 0,
@@ -287,7 +292,7 @@ impl Unsaved {
 
     /// Whether something is unsaved.
     pub fn is_dirty(&self) -> bool {
-        self.inner.lock().pieces.is_dirty()
+        self.inner.lock().is_dirty()
     }
 
     /// One more handle writes.
@@ -333,7 +338,7 @@ impl Unsaved {
         }
         inner.put(range, |pieces| pieces.write(range, stamp));
         inner.forget_early(range, self.segment_bytes);
-        Ok(Written { range, filled: inner.filled(range, self.segment_bytes) })
+        Ok(Written { range, filled: inner.filled(range, self.segment_bytes), stamp })
     }
 
     /// Cut it or stretch it with a hole.
@@ -384,9 +389,12 @@ impl Unsaved {
     /// Shape: false: nothing is unsaved, so that they have to be set at once.
     pub fn set_times(&self, modified_ns: Option<i64>, accessed_ns: Option<i64>, now_ns: i64) -> bool {
         let mut inner = self.inner.lock();
-        if !inner.pieces.is_dirty() {
+        if !inner.is_dirty() {
             return false;
         }
+        // A save that goes on now has the older ones: they are one more change.
+        inner.stamp += 1;
+        inner.timed = Some(inner.stamp);
         inner.modified_ns = modified_ns.or(inner.modified_ns);
         inner.accessed_ns = accessed_ns.or(inner.accessed_ns);
         inner.changed_ns = Some(now_ns);
@@ -409,10 +417,10 @@ impl Unsaved {
         self.inner.lock().moves == plan.moves
     }
 
-    /// A segment that is sent already; forgotten if it was written since it was looked at.
-    pub fn sends_early(&self, range: ByteRange, early: Early) {
+    /// A segment that is sent as it was at `stamp`; forgotten if it was written since.
+    pub fn sends_early(&self, range: ByteRange, stamp: Stamp, early: Early) {
         let mut inner = self.inner.lock();
-        if inner.pieces.is_unsaved(range) {
+        if inner.pieces.is_unsaved(range) && inner.pieces.is_as_at(range, stamp) {
             inner.early.insert(range.start, early);
         }
     }
@@ -420,7 +428,7 @@ impl Unsaved {
     /// Begin to save it. None: nothing is unsaved.
     pub fn begin_save(&self) -> Option<Save> {
         let mut inner = self.inner.lock();
-        if !inner.pieces.is_dirty() {
+        if !inner.is_dirty() {
             return None;
         }
         let stamp = inner.stamp;
@@ -445,8 +453,9 @@ impl Unsaved {
         inner.pieces.settle(stamp);
         inner.base = base;
         inner.not_appended = inner.not_appended.filter(|at| *at > stamp);
+        inner.timed = inner.timed.filter(|at| *at > stamp);
         inner.early.clear();
-        if !inner.pieces.is_dirty() {
+        if !inner.is_dirty() {
             (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
         }
         self.tell_anew(&mut inner);
@@ -495,7 +504,7 @@ impl Unsaved {
     /// Shape: false: something is unsaved, and nothing was done.
     pub fn meet(&self, base: &Base) -> bool {
         let mut inner = self.inner.lock();
-        if inner.pieces.is_dirty() {
+        if inner.is_dirty() {
             return false;
         }
         // An answer may be older than what was saved since it was asked for.
@@ -643,8 +652,12 @@ impl Inner {
         (self.file, self.told) = (None, Told::Nothing);
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
-        self.not_appended = None;
+        (self.not_appended, self.timed) = (None, None);
         self.early.clear();
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.pieces.is_dirty() || self.timed.is_some()
     }
 
     /// Take out of the data file what the pieces do not have there, so that it tells what is unsaved.

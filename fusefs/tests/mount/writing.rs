@@ -455,3 +455,16 @@ fn thousands_of_small_overwrites_leave_a_short_manifest() {
     close(file).unwrap();
     assert_everywhere(&[&one, &two], "file", &model);
 }
+
+#[test]
+fn a_copy_of_a_file_without_a_name_has_what_was_written_to_it() {
+    let swarm = Swarm::new(1);
+    let one = swarm.mount("one");
+    std::fs::write(one.path("file"), b"the base").unwrap();
+    let (from, to) = (read_write(&one.path("file")), new_file(&one.path("copy")));
+    std::fs::remove_file(one.path("file")).unwrap();
+    from.write_all_at(b"THE", 0).unwrap();
+    assert_eq!(copy_file_range(&from, Some(&mut 0), &to, Some(&mut 0), 8).unwrap(), 8);
+    close(to).unwrap();
+    assert_eq!(std::fs::read(one.path("copy")).unwrap(), b"THE base");
+}

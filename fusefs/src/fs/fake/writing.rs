@@ -139,6 +139,13 @@ impl FakeSwarm {
         state.nodes[&inode.0].content.map(|digest| state.bytes[&digest].clone()).unwrap_or_default()
     }
 
+    /// The last name of a file goes; somebody has it open.
+    pub(crate) fn unname(&self, inode: InodeNumber) {
+        let mut state = self.state.lock();
+        state.nodes.get_mut(&inode.0).unwrap().links = 0;
+        state.changed(inode.0, b"", false);
+    }
+
     /// What it is made of.
     pub(crate) fn extents(&self, inode: InodeNumber) -> Vec<Extent> {
         let state = self.state.lock();

@@ -74,10 +74,8 @@ async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the
     bench.fs.open_to_write(inode, false).await.unwrap();
     bench.fs.write(inode, At::End, b"+mine", 4).unwrap();
     outbox.held.store(true, Ordering::SeqCst);
-    let saving = tokio::spawn({
-        let fs = bench.fs.clone();
-        async move { fs.flush(inode).await }
-    });
+    let fs = bench.fs.clone();
+    let saving = bench.tasks.spawn(async move { fs.flush(inode).await });
     until_sent(&bench, &outbox, 1).await;
     bench.swarm.write(inode, b"somebody else's");
     write(&bench, inode, 0, b"B");
@@ -194,14 +192,14 @@ async fn many_small_overwrites_leave_few_extents_and_every_byte() {
     const BLOCK: usize = 4096;
     const BLOCKS: usize = 1024;
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
-    let mut model: Vec<u8> = (0..BLOCKS * BLOCK).map(|at| (at % 251) as u8).collect();
+    let mut model: Vec<u8> = (0..BLOCKS * BLOCK).map(|at| u8::try_from(at % 251).unwrap()).collect();
     let inode = file(&bench, &model).await;
     let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
     let mut most = 0;
     for round in 0..600_usize {
-        let at = round * 389 % BLOCKS * BLOCK;
-        model[at..at + BLOCK].fill(round as u8);
-        write(&bench, inode, at as u64, &vec![round as u8; BLOCK]);
+        let (at, byte) = (round * 389 % BLOCKS * BLOCK, u8::try_from(round % 256).unwrap());
+        model[at..at + BLOCK].fill(byte);
+        write(&bench, inode, at as u64, &[byte; BLOCK]);
         bench.fs.sync(inode).await.unwrap();
         most = most.max(bench.swarm.extents(inode).len());
     }
@@ -224,4 +222,18 @@ async fn a_save_that_cannot_read_what_it_would_join_goes_on_without() {
     bench.fs.sync(inode).await.unwrap();
     assert_eq!(bench.swarm.extents(inode).len(), 80);
     assert_eq!(bench.swarm.content(inode).iter().filter(|byte| **byte == 1).count(), 40 * 4096);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
+    let (bench, _, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    write(&bench, inode, 0, b"B");
+    let to = bench.fs.create(ROOT, "to".into(), Maker { uid: 0, gid: 0, mode: 0o644 }).await.unwrap().0;
+    let to = to.node.unwrap().inode;
+    bench.swarm.unname(inode);
+    bench.until("the name is gone", |bench| bench.fs.attributes_known(inode).is_none()).await;
+    assert_eq!(bench.fs.attributes(inode).await.unwrap().node.unwrap().links, 0);
+    assert_eq!(bench.fs.copy_range((inode, 0), (to, 0), 4).await, Err(Errno::OPNOTSUPP), "the kernel copies the bytes");
 }

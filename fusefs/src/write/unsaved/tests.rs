@@ -60,9 +60,9 @@ fn full_segments_are_sent_early_unless_they_are_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let file = unsaved(&folder, 0);
     assert!(file.write(At::Offset(0), &[1; 60], 0).unwrap().filled.is_empty());
-    let filled = file.write(At::Offset(60), &[1; 150], 0).unwrap().filled;
+    let Written { filled, stamp, .. } = file.write(At::Offset(60), &[1; 150], 0).unwrap();
     assert_eq!(filled, [ByteRange::at(0, 100), ByteRange::at(100, 100)]);
-    filled.iter().for_each(|range| file.sends_early(*range, sent()));
+    filled.iter().for_each(|range| file.sends_early(*range, stamp, sent()));
     file.write(At::Offset(130), &[2; 1], 0).unwrap();
     assert_eq!(file.begin_save().unwrap().early.keys().collect::<Vec<_>>(), [&0]);
     file.resize(50, 0).unwrap();
@@ -235,4 +235,29 @@ fn a_look_at_a_file_of_very_many_extents_does_not_go_through_them() {
     }
     // To go through them takes several milliseconds a time.
     assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_segment_that_was_written_again_before_it_is_known_to_be_sent_is_not_taken_for_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 0);
+    let Written { filled, stamp, .. } = file.write(At::Offset(0), &[1; 100], 0).unwrap();
+    // Another thread, while the first one begins to send.
+    file.write(At::Offset(50), b"x", 0).unwrap();
+    file.sends_early(filled[0], stamp, sent());
+    assert!(file.begin_save().unwrap().early.is_empty());
+}
+
+#[test]
+fn times_that_are_set_while_a_save_goes_on_are_saved_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 10);
+    file.write(At::Offset(0), b"a", 5).unwrap();
+    let save = file.begin_save().unwrap();
+    assert!(file.set_times(Some(77), None, 6));
+    file.settle(save.stamp, base(2, 10));
+    let next = file.begin_save().expect("the times are unsaved");
+    assert_eq!((save.modified_ns, next.modified_ns, next.pieces.changed()), (5, 77, Vec::new()));
+    file.settle(next.stamp, base(3, 10));
+    assert!(!file.is_dirty() && !file.set_times(Some(78), None, 7));
 }
