@@ -7,7 +7,7 @@
 //! Invariants: the pieces cover the file from 0 to its size without gaps; no two neighbours are alike; a piece of the
 //! base lies within the base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use swarm_proto::{ByteRange, Extent, Manifest, SegmentId};
 
@@ -239,6 +239,28 @@ impl Pieces {
             }
         }
         all
+    }
+
+    /// What of a range lies in blocks of the data file that have bytes of the base beside it, or are `known` to have had.
+    pub fn beside_base(&self, range: ByteRange, block: u64, known: &BTreeSet<u64>) -> Vec<ByteRange> {
+        let (first, behind) = (range.start / block, range.end.div_ceil(block));
+        let before = ByteRange { start: first * block, end: range.start };
+        let after = ByteRange { start: range.end, end: behind * block };
+        let has_base = |beside: ByteRange| self.over(beside).any(|(_, source)| source == Source::Base);
+        let mut blocks: BTreeSet<u64> = known.range(first..behind).copied().collect();
+        if has_base(before) {
+            blocks.insert(first);
+        }
+        if has_base(after) {
+            blocks.insert(behind - 1);
+        }
+        blocks.into_iter().map(|number| ByteRange::at(number * block, block).intersect(range)).collect()
+    }
+
+    /// What of the spool lies in blocks of the data file that have bytes of the base, in order.
+    pub fn all_beside_base(&self, block: u64) -> Vec<ByteRange> {
+        let spool = self.over(ByteRange::at(0, self.size)).filter(|(_, source)| *source == Source::Spool);
+        spool.flat_map(|(range, _)| self.beside_base(range, block, &BTreeSet::new())).collect()
     }
 
     /// Whether a range lies in the file and nothing of it was changed after `stamp`.

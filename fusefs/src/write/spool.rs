@@ -15,7 +15,7 @@ mod note;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +31,9 @@ pub use note::{Note, Since, State};
 
 /// Name of the file that is locked while a mount uses the folder.
 const LOCK: &str = "LOCK";
+
+/// Pages of the kernel: no block counts for less.
+const LEAST_BLOCK: u64 = 4096;
 
 /// Whether a folder is a spool.
 pub fn is_spool(folder: &Path) -> bool {
@@ -77,6 +80,7 @@ pub struct SpoolFile {
     file: Arc<File>,
     spool: Arc<Spool>,
     kept: AtomicBool,
+    block_bytes: u64,
 }
 
 impl Spool {
@@ -130,7 +134,7 @@ impl Spool {
                 Err(error) => return Err(error),
             }
         };
-        let file = SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(false) };
+        let file = SpoolFile::new(number, file, self.clone(), false)?;
         file.begun(note(number))?;
         Ok(file)
     }
@@ -158,7 +162,7 @@ impl Spool {
     /// Open what is left of a file.
     pub fn reopen(self: &Arc<Self>, number: SpoolNumber) -> io::Result<SpoolFile> {
         let file = OpenOptions::new().read(true).write(true).open(self.data_path(number))?;
-        Ok(SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(true) })
+        SpoolFile::new(number, file, self.clone(), true)
     }
 
     /// As if its process had died: the lock goes, the files stay.
@@ -173,6 +177,11 @@ impl Spool {
 }
 
 impl SpoolFile {
+    fn new(number: SpoolNumber, file: File, spool: Arc<Spool>, kept: bool) -> io::Result<Self> {
+        let block_bytes = file.metadata()?.blksize().max(LEAST_BLOCK);
+        Ok(Self { number, file: Arc::new(file), spool, kept: kept.into(), block_bytes })
+    }
+
     /// Its number.
     pub fn number(&self) -> SpoolNumber {
         self.number
@@ -280,9 +289,19 @@ impl SpoolFile {
         self.tell(Event::Saving(note));
     }
 
-    /// It is written to again, since it began to be saved.
-    pub fn written(&self) {
-        self.tell(Event::Written(self.number));
+    /// It is changed again, since it began to be saved; it was so before.
+    pub fn changed(&self, before: Since) {
+        self.tell(Event::Changed(self.number, before));
+    }
+
+    /// This is written in blocks that lack bytes of the base.
+    pub fn wrote(&self, range: ByteRange) {
+        self.tell(Event::Wrote(self.number, range.start, range.len()));
+    }
+
+    /// Bytes of its blocks: where one is data, so is all of it.
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
     }
 
     /// Its size was changed to this.

@@ -4,7 +4,7 @@
 //! Invariants: a byte is entered into the pieces after it lies in the spool; what is saved is settled only for the
 //! stamp that the save began with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -181,6 +181,8 @@ struct Inner {
     /// How often bytes of the spool moved to another offset or went.
     moves: u64,
     told: Told,
+    /// Blocks of the data file of which the journal tells what is in them.
+    shared: BTreeSet<u64>,
 }
 
 /// What the journal tells of the unsaved bytes.
@@ -222,6 +224,7 @@ impl Unsaved {
             writers: 0,
             moves: 0,
             told: Told::Nothing,
+            shared: BTreeSet::new(),
         };
         let segment_bytes = segment_bytes.max(1);
         Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
@@ -326,11 +329,11 @@ impl Unsaved {
         };
         let range = ByteRange::at(start, bytes.len() as u64);
         match inner.told {
-            Told::Nothing => file.begun(self.blank(&inner, file.number()))?,
-            Told::Saving => file.written(),
+            Told::Nothing => self.begun(&mut inner, &file)?,
+            Told::Saving => self.changed(&mut inner, &file),
             Told::Begun => {}
         }
-        inner.told = Told::Begun;
+        inner.tell_shared(range, &file);
         file.write(start, bytes)?;
         let stamp = inner.change(now_ns);
         if at != At::End {
@@ -345,42 +348,66 @@ impl Unsaved {
     pub fn resize(&self, size: u64, now_ns: i64) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let old = inner.pieces.size();
+        if size == old {
+            return Ok(());
+        }
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
         let between = ByteRange { start: size.min(old), end: old.max(size) };
         inner.put(between, |pieces| pieces.resize(size, stamp));
         inner.forget_early(between, self.segment_bytes);
         self.tell(&mut inner, |file| file.resized(size));
-        match &inner.file {
-            Some(file) if size < old => file.cut(size),
-            _ => Ok(()),
-        }
+        let Some(file) = inner.file.clone().filter(|_| size < old) else { return Ok(()) };
+        let cut = file.cut(size);
+        inner.forget(&file, ByteRange { start: size, end: size.next_multiple_of(file.block_bytes()) });
+        cut
     }
 
     /// Make zeros of a range; the size stays.
     pub fn punch(&self, range: ByteRange, now_ns: i64) {
         let mut inner = self.inner.lock();
+        let range = range.intersect(ByteRange::at(0, inner.pieces.size()));
+        if range.is_empty() {
+            return;
+        }
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
         inner.put(range, |pieces| pieces.punch(range, stamp));
         inner.forget_early(range, self.segment_bytes);
         self.tell(&mut inner, |file| file.punched(range));
-        if let Some(file) = &inner.file {
-            file.forget(range);
+        if let Some(file) = inner.file.clone() {
+            inner.forget(&file, range);
         }
     }
 
     /// Tell the journal of a change that is no write, as far as there is a data file.
     fn tell(&self, inner: &mut Inner, change: impl FnOnce(&SpoolFile)) {
         let Some(file) = inner.file.clone() else { return };
-        match inner.told {
-            Told::Begun | Told::Saving => change(&file),
-            Told::Nothing => {
-                if let Err(error) = file.begun(self.blank(inner, file.number())) {
-                    return tracing::warn!(%error, "write the journal of the spool");
-                }
-            }
+        if inner.told == Told::Nothing
+            && let Err(error) = self.begun(inner, &file)
+        {
+            return tracing::warn!(%error, "write the journal of the spool");
         }
+        if inner.told == Told::Saving {
+            self.changed(inner, &file);
+        }
+        change(&file);
+    }
+
+    /// Tell the journal that there are unsaved bytes, or that there soon will be.
+    fn begun(&self, inner: &mut Inner, file: &SpoolFile) -> io::Result<()> {
+        let note = self.blank(inner, file.number());
+        inner.shared = note.since.as_ref().map(|since| since.shared_blocks(file.block_bytes())).unwrap_or_default();
+        file.begun(note)?;
+        inner.told = Told::Begun;
+        Ok(())
+    }
+
+    /// Tell the journal that it changes again while it is being saved.
+    fn changed(&self, inner: &mut Inner, file: &SpoolFile) {
+        let since = inner.since();
+        inner.shared = since.shared_blocks(file.block_bytes());
+        file.changed(since);
         inner.told = Told::Begun;
     }
 
@@ -471,9 +498,10 @@ impl Unsaved {
         let mut inner = self.inner.lock();
         let saved: Vec<ByteRange> = runs.iter().flat_map(|run| inner.pieces.leave_to_base(*run)).collect();
         inner.moves += 1;
-        if let Some(file) = &inner.file {
-            saved.into_iter().for_each(|range| file.forget(range));
+        if let Some(file) = inner.file.clone() {
+            saved.into_iter().for_each(|range| inner.forget(&file, range));
         }
+        self.tell_anew(&mut inner);
     }
 
     /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.
@@ -492,10 +520,9 @@ impl Unsaved {
             inner.told = Told::Nothing;
             return file.saved();
         }
-        match file.begun(self.blank(inner, file.number())) {
-            Ok(()) => inner.told = Told::Begun,
+        if let Err(error) = self.begun(inner, &file) {
             // What it told before holds: there are unsaved bytes.
-            Err(error) => tracing::warn!(%error, "write the journal of the spool"),
+            tracing::warn!(%error, "write the journal of the spool");
         }
     }
 
@@ -600,8 +627,6 @@ impl Unsaved {
     }
 
     fn blank(&self, inner: &Inner, number: u64) -> Note {
-        let holes = inner.pieces.changed().into_iter().filter(|(_, source)| *source == Source::Hole);
-        let holes = holes.map(|(range, _)| (range.start, range.end)).collect();
         Note {
             number,
             swarm: self.swarm.clone(),
@@ -613,7 +638,7 @@ impl Unsaved {
             modified_ns: inner.modified_ns.unwrap_or_default(),
             appended: inner.not_appended.is_none(),
             changed: None,
-            since: Some(Since { size: inner.pieces.size(), holes }),
+            since: Some(inner.since()),
             state: State::Interrupted,
             error: None,
         }
@@ -625,6 +650,29 @@ impl Inner {
         self.stamp += 1;
         (self.modified_ns, self.changed_ns) = (Some(now_ns), Some(now_ns));
         self.stamp
+    }
+
+    /// What the data file does not tell of it.
+    fn since(&self) -> Since {
+        let ends = |range: ByteRange| (range.start, range.end);
+        let holes = self.pieces.changed().into_iter().filter(|(_, source)| *source == Source::Hole);
+        let block = self.file.as_ref().map(|file| file.block_bytes());
+        let parts = block.map(|block| self.pieces.all_beside_base(block)).unwrap_or_default();
+        let mut since =
+            Since { size: self.pieces.size(), holes: holes.map(|(range, _)| ends(range)).collect(), parts: Vec::new() };
+        parts.into_iter().for_each(|part| since.part(part.start, part.len()));
+        // What the base has behind the end is not the file's, also if that is written to.
+        since.resize(self.pieces.size());
+        since
+    }
+
+    /// Before bytes are written: tell the journal where, if a block of theirs lacks bytes of the base.
+    fn tell_shared(&mut self, range: ByteRange, file: &SpoolFile) {
+        let block = file.block_bytes();
+        for part in self.pieces.beside_base(range, block, &self.shared) {
+            self.shared.insert(part.start / block);
+            file.wrote(part);
+        }
     }
 
     /// All that is unsaved was appended.
@@ -653,6 +701,7 @@ impl Inner {
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         (self.not_appended, self.timed) = (None, None);
+        self.shared.clear();
         self.early.clear();
     }
 
@@ -670,7 +719,22 @@ impl Inner {
             tracing::warn!(%error, "cut a file of the spool");
         }
         let others = self.pieces.over(ByteRange::at(0, size)).filter(|(_, source)| *source != Source::Spool);
-        others.for_each(|(range, _)| file.forget(range));
+        others.for_each(|(range, _)| self.forget(file, range));
+    }
+
+    /// Take a range that the pieces do not have in the spool out of the data file, and with it blocks that have nothing else.
+    fn forget(&self, file: &SpoolFile, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        file.forget(range);
+        let block = file.block_bytes();
+        for number in BTreeSet::from([range.start / block, (range.end - 1) / block]) {
+            let whole = ByteRange::at(number * block, block);
+            if !self.pieces.over(whole).any(|(_, source)| source == Source::Spool) {
+                file.forget(whole);
+            }
+        }
     }
 
     /// Segments that were sent early and are no longer what the file has.
@@ -697,9 +761,25 @@ impl Inner {
 /// What changed as far as the data file and its note tell: start, length, and whether the bytes are in the spool.
 fn told_by(note: &Note, file: &SpoolFile) -> io::Result<Vec<(u64, u64, bool)>> {
     let holes = note.since.iter().flat_map(|since| &since.holes).map(|(start, end)| (*start, end - start, false));
+    let block = file.block_bytes();
+    let shared = note.since.as_ref().map(|since| since.shared_blocks(block)).unwrap_or_default();
+    let parts = note.since.iter().flat_map(|since| &since.parts).map(|(start, end)| (*start, end - start, true));
+    let written = file.stretches()?.into_iter().flat_map(|range| without(range, &shared, block));
     // Behind the holes: what was written into them since is there.
-    let written = file.stretches()?.into_iter().map(|range| (range.start, range.len(), true));
-    Ok(holes.chain(written).collect())
+    Ok(holes.chain(written.map(|range| (range.start, range.len(), true))).chain(parts).collect())
+}
+
+/// What of a range lies in none of these blocks.
+fn without(range: ByteRange, blocks: &BTreeSet<u64>, block: u64) -> Vec<ByteRange> {
+    let mut left = Vec::new();
+    let mut at = range.start;
+    for shared in blocks.range(range.start / block..range.end.div_ceil(block)) {
+        left.push(ByteRange { start: at, end: (shared * block).max(at) });
+        at = ((shared + 1) * block).min(range.end);
+    }
+    left.push(ByteRange { start: at, end: range.end });
+    left.retain(|range| !range.is_empty());
+    left
 }
 
 #[cfg(test)]

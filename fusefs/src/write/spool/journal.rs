@@ -28,8 +28,10 @@ pub enum Event {
     Begun(Note),
     /// It is being saved.
     Saving(Note),
-    /// It is written to again, since it began to be saved.
-    Written(SpoolNumber),
+    /// It is changed again, since it began to be saved; it was so before.
+    Changed(SpoolNumber, Since),
+    /// This is written, start and length, in blocks of the data file that lack bytes of the base.
+    Wrote(SpoolNumber, u64, u64),
     /// Its size was changed to this.
     Resized(SpoolNumber, u64),
     /// Zeros were made there: start and length.
@@ -140,7 +142,8 @@ fn apply(open: &mut Open, event: Event) {
     match event {
         Event::Begun(note) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
         Event::Saving(note) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
-        Event::Written(number) => since(open, number, |_| {}),
+        Event::Changed(number, before) => since(open, number, |since| *since = before),
+        Event::Wrote(number, start, length) => since(open, number, |since| since.part(start, length)),
         Event::Resized(number, size) => since(open, number, |since| since.resize(size)),
         Event::Punched(number, start, length) => since(open, number, |since| since.punch(start, length)),
         Event::Saved(number) | Event::Done(number) => drop(open.remove(&number)),
@@ -149,7 +152,7 @@ fn apply(open: &mut Open, event: Event) {
 
 fn since(open: &mut Open, number: SpoolNumber, change: impl FnOnce(&mut Since)) {
     if let Some(note) = open.get_mut(&number) {
-        change(note.since.get_or_insert_with(|| Since { size: note.size, holes: Vec::new() }));
+        change(note.since.get_or_insert_with(|| Since { size: note.size, holes: Vec::new(), parts: Vec::new() }));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is known of a file of the spool: whose bytes they are, and what they make of it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -58,28 +59,43 @@ pub struct Since {
     pub size: u64,
     /// Stretches that are zeros where there is no data: start and end, in order, none touching another.
     pub holes: Vec<(u64, u64)>,
+    /// What was written, where that shares a block of the data file with bytes of the base, which are not there; as `holes`.
+    #[serde(default)]
+    pub parts: Vec<(u64, u64)>,
 }
 
 impl Since {
     /// The file is cut, or stretched.
-    pub(super) fn resize(&mut self, size: u64) {
+    pub fn resize(&mut self, size: u64) {
         // What lay behind is gone, also if it is stretched again; how far that went, nobody told.
         self.size = size;
-        self.hole(size, u64::MAX);
+        join(&mut self.holes, size, u64::MAX);
     }
 
     /// Zeros were made there.
     pub(super) fn punch(&mut self, start: u64, length: u64) {
-        self.hole(start, start.saturating_add(length));
+        join(&mut self.holes, start, start.saturating_add(length));
     }
 
-    fn hole(&mut self, start: u64, end: u64) {
-        let first = self.holes.partition_point(|hole| hole.1 < start);
-        let last = self.holes.partition_point(|hole| hole.0 <= end);
-        let touched = &self.holes[first..last];
-        let joined = touched.iter().fold((start, end), |all, hole| (all.0.min(hole.0), all.1.max(hole.1)));
-        self.holes.splice(first..last, [joined]);
+    /// Bytes were written there.
+    pub fn part(&mut self, start: u64, length: u64) {
+        join(&mut self.parts, start, start.saturating_add(length));
     }
+
+    /// Blocks of the data file of which only [`Self::parts`] says what is in them.
+    pub fn shared_blocks(&self, block: u64) -> BTreeSet<u64> {
+        let edges = self.parts.iter().flat_map(|(start, end)| [*start, *end]);
+        edges.filter(|edge| edge % block != 0).map(|edge| edge / block).collect()
+    }
+}
+
+/// One stretch more, made one with those that it touches.
+fn join(stretches: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    let first = stretches.partition_point(|one| one.1 < start);
+    let last = stretches.partition_point(|one| one.0 <= end);
+    let touched = &stretches[first..last];
+    let joined = touched.iter().fold((start, end), |all, one| (all.0.min(one.0), all.1.max(one.1)));
+    stretches.splice(first..last, [joined]);
 }
 
 impl Note {
@@ -155,7 +171,7 @@ mod tests {
 
     #[test]
     fn holes_that_touch_are_one() {
-        let mut since = Since { size: 100, holes: Vec::new() };
+        let mut since = Since { size: 100, holes: Vec::new(), parts: Vec::new() };
         for (start, length) in [(10, 5), (30, 5), (50, 5), (15, 3), (29, 30), (5, 1)] {
             since.punch(start, length);
         }

@@ -89,7 +89,7 @@ fn the_journal_stays_short_while_a_file_is_open_and_goes_on_telling_of_it() {
         assert!(length < 2 << 20, "{length} bytes after {round} saves");
     }
     saving.saving(long.clone());
-    saving.written();
+    saving.changed(Since { size: 0, holes: Vec::new(), parts: Vec::new() });
     open.resized(7);
     std::mem::forget((open, saving));
     spool.abandon();
@@ -98,6 +98,9 @@ fn the_journal_stays_short_while_a_file_is_open_and_goes_on_telling_of_it() {
         left.iter().map(|note| (note.number, note.state)).collect::<Vec<_>>(),
         [(1, State::Interrupted), (2, State::Saving)]
     );
-    assert_eq!(left[0].since, Some(Since { size: 7, holes: vec![(0, 5), (7, u64::MAX)] }));
-    assert_eq!((&left[1].changed, &left[1].since), (&long.changed, &Some(Since { size: 0, holes: Vec::new() })));
+    assert_eq!(left[0].since, Some(Since { size: 7, holes: vec![(0, 5), (7, u64::MAX)], parts: Vec::new() }));
+    assert_eq!(
+        (&left[1].changed, &left[1].since),
+        (&long.changed, &Some(Since { size: 0, holes: Vec::new(), parts: Vec::new() }))
+    );
 }

@@ -157,6 +157,34 @@ fn sizes_and_holes_of_what_nobody_asked_to_save_are_not_forgotten() {
 }
 
 #[test]
+fn bytes_of_the_base_that_share_a_block_with_what_was_written_are_not_taken_for_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = unsaved(&folder, 50_000);
+    let write = |start, length| drop(file.write(At::Offset(start), &vec![1; length], 0).unwrap());
+    write(20, 3);
+    write(5_000, 10_000);
+    file.tell_saving();
+    file.settle(file.begin_save().unwrap().stamp, base(2, 50_000));
+    let in_spool = |pieces: &Pieces| {
+        let mut all: Vec<ByteRange> = Vec::new();
+        for (range, _) in pieces.over(ByteRange::at(0, pieces.size())).filter(|(_, source)| *source == Source::Spool) {
+            match all.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => all.push(range),
+            }
+        }
+        all
+    };
+    for (start, length) in [(30_000, 100), (30_100, 6_000), (23, 4_073), (8_000, 1), (49_990, 500), (45_056, 4_096)] {
+        write(start, length);
+    }
+    let want = in_spool(&file.begin_save().unwrap().pieces);
+    let (_, pieces) = resumed(&folder, file, base(2, 50_000));
+    // What was saved lies there too, and is what the base has.
+    assert_eq!(in_spool(&pieces), want);
+}
+
+#[test]
 fn what_is_cut_or_punched_after_a_save_is_told() {
     for punched in [false, true] {
         let folder = tempfile::tempdir().unwrap();
@@ -260,4 +288,78 @@ fn times_that_are_set_while_a_save_goes_on_are_saved_by_the_next() {
     assert_eq!((save.modified_ns, next.modified_ns, next.pieces.changed()), (5, 77, Vec::new()));
     file.settle(next.stamp, base(3, 10));
     assert!(!file.is_dirty() && !file.set_times(Some(78), None, 7));
+}
+
+/// All bytes, where the base has these.
+fn bytes_of(plan: &Plan, base: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (range, source) in &plan.pieces {
+        let (start, end) = (usize::try_from(range.start).unwrap(), usize::try_from(range.end).unwrap());
+        match source {
+            Source::Hole => all.resize(end, 0),
+            Source::Base => all.extend_from_slice(&base[start..end]),
+            Source::Spool => all.extend_from_slice(&plan.file.as_ref().unwrap().read(*range).unwrap()),
+        }
+    }
+    all
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(96))]
+    #[test]
+    fn a_crash_at_any_moment_leaves_all_that_was_written(
+        steps in proptest::collection::vec((0u8..8, 0u64..30_000, 1u64..9_000), 1..30),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = unsaved(&folder, 0);
+        let mut bytes = vec![9; 20_000];
+        let (mut saved, mut version) = (bytes.clone(), 2);
+        file.meet(&base(version, 20_000));
+        for (number, (what, start, length)) in (1..).zip(steps) {
+            let at = usize::try_from(start).unwrap();
+            let end = at + usize::try_from(length).unwrap();
+            match what {
+                0..4 => {
+                    file.write(At::Offset(start), &vec![number; end - at], 0).unwrap();
+                    bytes.resize(bytes.len().max(end), 0);
+                    bytes[at..end].fill(number);
+                }
+                4 => {
+                    file.punch(ByteRange::at(start, length), 0);
+                    let end = end.min(bytes.len());
+                    bytes[at.min(end)..end].fill(0);
+                }
+                5 => {
+                    file.resize(start, 0).unwrap();
+                    bytes.resize(at, 0);
+                }
+                _ => {
+                    let Some(save) = file.begin_save() else { continue };
+                    file.tell_saving();
+                    let (size, as_saved) = (save.pieces.size(), bytes.clone());
+                    if what == 7 {
+                        // While it is saved.
+                        file.write(At::Offset(start), &[number; 100], 0).unwrap();
+                        bytes.resize(bytes.len().max(at + 100), 0);
+                        bytes[at..at + 100].fill(number);
+                    }
+                    (saved, version) = (as_saved, version + 1);
+                    file.settle(save.stamp, base(version, size));
+                }
+            }
+        }
+        let dirty = file.is_dirty();
+        let has_file = file.inner.lock().file.is_some();
+        file.spool.abandon();
+        std::mem::forget(file);
+        let (spool, left) = Spool::open(folder.path(), 0).unwrap();
+        proptest::prop_assert_eq!(left.len(), usize::from(dirty && has_file));
+        if let Some(note) = left.first() {
+            let again = Unsaved::resume(note, base(version, saved.len() as u64), &spool, 100).unwrap();
+            let found = bytes_of(&again.plan(ByteRange::at(0, u64::MAX)), &saved);
+            proptest::prop_assert_eq!(found.len(), bytes.len());
+            let differs = found.iter().zip(&bytes).position(|(a, b)| a != b);
+            proptest::prop_assert_eq!(differs, None);
+        }
+    }
 }
