@@ -1,6 +1,7 @@
 //! A catalog, bytes and holders in memory, for tests.
 
 mod changing;
+mod writing;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,8 +24,10 @@ use super::catalog::{Answer, Catalog, Changed, Changes, Current, Entries, Leased
 use super::content::{Content, OpenContent, Version};
 use super::invalidation::{Invalidation, Invalidations};
 use super::node::{Kind, Node};
-use super::{Access, FileSystem, FileSystemConfig};
+use super::{Access, FileSystem, FileSystemConfig, Writing};
 use crate::errno::Errno;
+
+pub(crate) use writing::FakeOutbox;
 
 pub(crate) const ROOT: InodeNumber = InodeNumber(1);
 
@@ -47,6 +50,8 @@ pub(crate) struct FakeSwarm {
     pub(crate) echoes_late: AtomicBool,
     /// Changes are made, and their answers lost.
     pub(crate) lose_answers: AtomicBool,
+    /// How durable each change was asked to be.
+    pub(crate) levels: Mutex<Vec<AckLevel>>,
 }
 
 #[derive(Default)]
@@ -57,6 +62,7 @@ struct State {
     names: HashMap<(u64, Bytes), u64>,
     manifests: HashMap<ManifestDigest, Arc<Manifest>>,
     bytes: HashMap<ManifestDigest, Bytes>,
+    segments: HashMap<SegmentId, Bytes>,
     held: Vec<v1::WatchReply>,
     watchers: Vec<futures::channel::mpsc::UnboundedSender<Result<v1::WatchReply, TrackerError>>>,
 }
@@ -94,6 +100,7 @@ impl FakeSwarm {
         let id = SegmentId::new(*blake3::hash(bytes).as_bytes());
         let length = u32::try_from(bytes.len()).unwrap();
         let extents = if bytes.is_empty() { vec![] } else { vec![Extent::whole(Segment { id, length })] };
+        self.state.lock().segments.insert(id, Bytes::copy_from_slice(bytes));
         self.commit(inode, Manifest::new(extents).unwrap(), bytes);
     }
 
@@ -244,7 +251,8 @@ impl Catalog for FakeSwarm {
         })
     }
 
-    fn change(&self, _: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed> {
+    fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Answer<'_, Changed> {
+        self.levels.lock().push(level);
         self.carry_out(operation)
     }
 
@@ -338,7 +346,10 @@ impl Bench {
     }
 
     pub(crate) async fn with(offline_ok: bool, access: Access) -> Self {
-        let swarm = FakeSwarm::new();
+        Self::over(FakeSwarm::new(), offline_ok, access, None).await
+    }
+
+    async fn over(swarm: Arc<FakeSwarm>, offline_ok: bool, access: Access, writing: Option<Writing>) -> Self {
         let (invalidations, forgotten) = Invalidations::new();
         let config = FileSystemConfig {
             root: ROOT,
@@ -351,7 +362,7 @@ impl Bench {
         };
         let tasks = TaskTracker::new();
         let fs =
-            FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), None, invalidations, tasks.clone());
+            FileSystem::new(config, swarm.clone(), swarm.clone(), swarm.clone(), writing, invalidations, tasks.clone());
         let fs = Arc::new(fs);
         let stop = CancellationToken::new();
         let (following, stopped) = (fs.clone(), stop.clone());

@@ -5,9 +5,13 @@
 //! is saved.
 
 mod copy;
+mod joining;
+mod owed;
 mod reading;
 mod resume;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,10 +29,11 @@ use super::invalidation::Invalidation;
 use super::node::Node;
 use super::open_files::Opened;
 use super::{FileSystem, Found};
+use owed::Owed;
 use save::Saved;
 
 use crate::errno::{self, Errno};
-use crate::write::pieces::Source;
+use crate::write::pieces::{Source, Stamp};
 use crate::write::spool::State;
 use crate::write::unsaved::{At, Base, Unsaved};
 use crate::write::{Outbox, Spool};
@@ -43,6 +48,7 @@ pub struct Writing {
     swarm: String,
     timeout: Duration,
     open: Mutex<Open>,
+    owed: Mutex<Owed>,
 }
 
 #[derive(Default)]
@@ -80,14 +86,32 @@ pub enum Reserve {
     Zero,
 }
 
+impl Open {
+    /// This one, not what has come in its place since.
+    fn forget(&mut self, written: &Arc<Written>) {
+        let inode = written.unsaved.inode();
+        if self.files.get(&inode).is_some_and(|found| Arc::ptr_eq(found, written)) {
+            self.files.remove(&inode);
+        }
+    }
+}
+
 impl Writing {
     /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
     pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
-        Self { outbox, spool, swarm, timeout, open: Mutex::default() }
+        Self { outbox, spool, swarm, timeout, open: Mutex::default(), owed: Mutex::default() }
     }
 
     fn find(&self, inode: InodeNumber) -> Option<Arc<Written>> {
         self.open.lock().files.get(&inode).cloned()
+    }
+
+    /// One more writes a file that is under way; none: it is not.
+    fn join(&self, inode: InodeNumber) -> Option<Arc<Written>> {
+        let open = self.open.lock();
+        let written = open.files.get(&inode)?;
+        written.unsaved.enter();
+        Some(written.clone())
     }
 }
 
@@ -210,18 +234,18 @@ impl FileSystem {
             self.invalidations.send([Invalidation::Content(inode), Invalidation::Attributes(inode)]);
         }
         for range in done.filled {
-            self.send_early(&written, range);
+            self.send_early(&written, range, done.stamp);
         }
         self.counters.written_bytes.inc_by(bytes.len() as u64);
         u32::try_from(bytes.len()).map_err(|_| Errno::INVAL)
     }
 
-    fn send_early(&self, written: &Arc<Written>, range: ByteRange) {
+    fn send_early(&self, written: &Arc<Written>, range: ByteRange, stamp: Stamp) {
         let Some(writing) = &self.writing else { return };
         let Ok(file) = written.unsaved.file() else { return };
         let outbox = writing.outbox.clone();
         let sending = self.tasks.spawn(async move { outbox.send(file.file().clone(), range).await.ok().map(Arc::new) });
-        written.unsaved.sends_early(range, async move { sending.await.ok().flatten() }.boxed().shared());
+        written.unsaved.sends_early(range, stamp, async move { sending.await.ok().flatten() }.boxed().shared());
     }
 
     /// Change the size of a file: of one that is open for writing here, with its next save, otherwise at once.
@@ -229,8 +253,8 @@ impl FileSystem {
         if size > MOST_BYTES {
             return Err(Errno::FBIG);
         }
-        self.writing()?;
-        let opened = match self.written(inode) {
+        let joined = self.writing()?.join(inode);
+        let opened = match &joined {
             Some(_) => None,
             None => {
                 let (node, version) = self.current(inode).await?;
@@ -248,6 +272,9 @@ impl FileSystem {
             }
         };
         let outcome = outcome.await;
+        if let Some(joined) = joined {
+            self.part(joined);
+        }
         if let Some(opened) = opened {
             self.release(opened.handle);
         }
@@ -284,14 +311,29 @@ impl FileSystem {
         }
     }
 
-    /// fsync(2): save what is unsaved, so that it survives a power cut.
+    /// fsync(2): save what is unsaved; that, and all that a close had acknowledged before, survives a power cut.
+    ///
+    /// Errors: as [`Self::flush`]; [`Errno::IO`] if a seeder could not write out what it had acknowledged.
     pub async fn sync(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
-        match self.written(inode) {
-            Some(written) => {
-                self.save(&written, AckLevel::Fsync).await?;
-                self.raise(&written).await
-            }
-            None => Ok(()),
+        if self.writing.is_none() {
+            return Ok(());
+        }
+        let written = self.written(inode);
+        let saved = match &written {
+            Some(written) => self.save(written, AckLevel::Fsync).await?,
+            None => Saved::Already,
+        };
+        let version = match &written {
+            Some(written) => Some(written.unsaved.base().manifest),
+            None => self.open.opened(inode).map(|(_, version)| version.manifest),
+        };
+        if let (Some(manifest), Saved::Here | Saved::Already) = (version, saved) {
+            self.raise(&manifest).await?;
+        }
+        match saved {
+            // Its commit was asked to be durable, and with it all before it.
+            Saved::Here | Saved::Nameless => Ok(()),
+            Saved::Already => self.sync_names(self.config.root).await,
         }
     }
 
@@ -301,39 +343,65 @@ impl FileSystem {
         if !writing.open.lock().handles.remove(&handle) {
             return;
         }
-        let Some(written) = writing.find(inode) else { return };
-        if written.unsaved.leave() > 0 {
-            return;
+        if let Some(written) = writing.find(inode) {
+            self.part(written);
         }
-        if !written.unsaved.is_dirty() {
-            return self.let_go(&written, Saved::Here);
+    }
+
+    /// One fewer writes it: the last one has it saved and let go.
+    fn part(self: &Arc<Self>, written: Arc<Written>) {
+        if written.unsaved.leave() > 0 || self.let_go(&written, Saved::Here) {
+            return;
         }
         let this = self.clone();
         self.tasks.spawn(async move {
-            let saved = match this.save(&written, AckLevel::Close).await {
-                Ok(saved) => saved,
-                Err(error) => {
-                    this.keep(&written, error).await;
-                    Saved::Here
+            loop {
+                match this.save(&written, AckLevel::Close).await {
+                    Ok(saved) if this.let_go(&written, saved) => return,
+                    // Changed since that save began.
+                    Ok(_) => {}
+                    Err(error) => return this.keep(&written, error).await,
                 }
-            };
-            this.let_go(&written, saved);
+            }
         });
     }
 
-    /// Forget a file that nobody writes any more, unless something is unsaved again.
-    fn let_go(&self, written: &Arc<Written>, saved: Saved) {
-        let Some(writing) = &self.writing else { return };
+    /// Forget a file that nobody writes any more; false: it is to be saved first.
+    fn let_go(&self, written: &Arc<Written>, saved: Saved) -> bool {
+        let Some(writing) = &self.writing else { return true };
         let mut open = writing.open.lock();
-        if written.unsaved.writers() == 0 && (saved == Saved::Nameless || !written.unsaved.is_dirty()) {
-            open.files.remove(&written.unsaved.inode());
+        if written.unsaved.writers() > 0 {
+            return true;
         }
+        let done = saved == Saved::Nameless || !written.unsaved.is_dirty();
+        if done {
+            open.forget(written);
+        }
+        done
+    }
+
+    /// Forget a file whatever of it is unsaved; false: somebody writes it again.
+    fn give_up_on(&self, written: &Arc<Written>) -> bool {
+        let Some(writing) = &self.writing else { return false };
+        let mut open = writing.open.lock();
+        let nobody = written.unsaved.writers() == 0;
+        if nobody {
+            open.forget(written);
+        }
+        nobody
     }
 
     /// What could not be saved waits for a person, and the file is again as the swarm has it.
     async fn keep(&self, written: &Arc<Written>, error: Errno) {
         let unsaved = &written.unsaved;
         let _turn = unsaved.saving.lock().await;
+        if !self.give_up_on(written) {
+            return tracing::warn!(%error, inode = %unsaved.inode(), "a file could not be saved: its writer will try again");
+        }
+        if !unsaved.is_dirty() {
+            // A conflict copy has it, or somebody else saved it.
+            return;
+        }
         let note = unsaved.note(State::Failed, Some(errno::words(error)));
         match (note, unsaved.take_file()) {
             (Some(note), Some(file)) => match file.keep(&note) {

@@ -5,10 +5,12 @@
 //! swarm has them; nothing is ever taken out of a file of the spool that is not saved.
 //!
 //! * [`pieces`]: pure: where each byte of a file under way comes from
+//! * [`joining`]: pure: which stretches have become too many extents
 //! * [`spool`]: the files on this machine in which unsaved bytes lie, and the journal that tells of them
 //! * [`unsaved`]: one file under way
 //! * [`outbox`]: the seam to what sends bytes to seeders
 
+pub mod joining;
 pub mod outbox;
 pub mod pieces;
 pub mod spool;

@@ -7,9 +7,9 @@
 //! Invariants: the pieces cover the file from 0 to its size without gaps; no two neighbours are alike; a piece of the
 //! base lies within the base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_proto::{ByteRange, Extent, Manifest};
+use swarm_proto::{ByteRange, Extent, Manifest, SegmentId};
 
 /// Grows with each change of a file.
 pub type Stamp = u64;
@@ -23,6 +23,22 @@ pub enum Source {
     Hole,
     /// In the spool, at the same offset.
     Spool,
+}
+
+/// What a stretch of a file is, as its next manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stretch {
+    /// Zeros.
+    Hole,
+    /// An extent of the base, or part of one.
+    Base {
+        /// The segment.
+        segment: SegmentId,
+        /// First byte of it.
+        offset_in_segment: u32,
+    },
+    /// In the spool, and unsaved.
+    Unsaved,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +58,15 @@ pub struct Pieces {
     size: u64,
     /// When the size was changed last; none: it is the base's.
     resized: Option<Stamp>,
+    /// The last change; none: all is saved.
+    newest: Option<Stamp>,
 }
 
 impl Pieces {
     /// A file as it was opened.
     pub fn new(size: u64) -> Self {
         let starts = if size > 0 { BTreeMap::from([(0, BASE)]) } else { BTreeMap::new() };
-        Self { starts, size, resized: None }
+        Self { starts, size, resized: None, newest: None }
     }
 
     /// Bytes of the file.
@@ -58,17 +76,19 @@ impl Pieces {
 
     /// Whether anything is unsaved.
     pub fn is_dirty(&self) -> bool {
-        self.resized.is_some() || self.starts.values().any(|piece| piece.unsaved.is_some())
+        self.newest.is_some()
     }
 
-    /// Bytes of the file that are no holes, where `base` is what was opened.
-    pub fn allocated(&self, base: &Manifest) -> u64 {
+    /// Bytes of a range that are no holes, where `base` is what was opened.
+    ///
+    /// Cost: O(log pieces + log extents + those that the range touches).
+    pub fn allocated(&self, range: ByteRange, base: &Manifest) -> u64 {
         let of = |range: ByteRange, source| match source {
             Source::Hole => 0,
             Source::Spool => range.len(),
             Source::Base => slices(base, range).filter(|extent| !is_hole(extent)).map(|extent| extent.length()).sum(),
         };
-        self.over(ByteRange::at(0, self.size)).map(|(range, source)| of(range, source)).sum()
+        self.over(range).map(|(range, source)| of(range, source)).sum()
     }
 
     /// These bytes were written to the spool; what lies between the end and them becomes a hole.
@@ -91,7 +111,7 @@ impl Pieces {
         if size < self.size {
             self.starts.split_off(&size);
             self.size = size;
-            self.resized = Some(stamp);
+            (self.resized, self.newest) = (Some(stamp), Some(stamp));
         }
         self.grow(size, stamp);
     }
@@ -100,7 +120,7 @@ impl Pieces {
         if size > self.size {
             let gap = ByteRange { start: self.size, end: size };
             self.size = size;
-            self.resized = Some(stamp);
+            (self.resized, self.newest) = (Some(stamp), Some(stamp));
             self.put(gap, Piece { source: Source::Hole, unsaved: Some(stamp) });
         }
     }
@@ -111,9 +131,8 @@ impl Pieces {
         for piece in self.starts.values_mut().filter(|piece| is_saved(&piece.unsaved)) {
             piece.unsaved = None;
         }
-        if is_saved(&self.resized) {
-            self.resized = None;
-        }
+        self.resized = self.resized.filter(|at| *at > stamp);
+        self.newest = self.newest.filter(|at| *at > stamp);
         self.join_all();
     }
 
@@ -202,6 +221,63 @@ impl Pieces {
         Some(extents.0)
     }
 
+    /// What a range is made of, in order, where `base` is what was opened.
+    pub fn stretches(&self, range: ByteRange, base: &Manifest) -> Vec<(ByteRange, Stretch)> {
+        let mut all = Vec::new();
+        for (range, piece) in self.over_pieces(range) {
+            match (piece.source, piece.unsaved) {
+                (Source::Hole, _) => all.push((range, Stretch::Hole)),
+                (Source::Spool, Some(_)) => all.push((range, Stretch::Unsaved)),
+                (Source::Base, _) | (Source::Spool, None) => {
+                    let mut at = range.start;
+                    all.extend(slices(base, range).map(|extent| {
+                        let range = ByteRange::at(at, extent.length());
+                        at = range.end;
+                        (range, stretch(&extent))
+                    }));
+                }
+            }
+        }
+        all
+    }
+
+    /// What of a range lies in blocks of the data file that have bytes of the base beside it, or are `known` to have had.
+    pub fn beside_base(&self, range: ByteRange, block: u64, known: &BTreeSet<u64>) -> Vec<ByteRange> {
+        let (first, behind) = (range.start / block, range.end.div_ceil(block));
+        let before = ByteRange { start: first * block, end: range.start };
+        let after = ByteRange { start: range.end, end: behind * block };
+        let has_base = |beside: ByteRange| self.over(beside).any(|(_, source)| source == Source::Base);
+        let mut blocks: BTreeSet<u64> = known.range(first..behind).copied().collect();
+        if has_base(before) {
+            blocks.insert(first);
+        }
+        if has_base(after) {
+            blocks.insert(behind - 1);
+        }
+        blocks.into_iter().map(|number| ByteRange::at(number * block, block).intersect(range)).collect()
+    }
+
+    /// What of the spool lies in blocks of the data file that have bytes of the base, in order.
+    pub fn all_beside_base(&self, block: u64) -> Vec<ByteRange> {
+        let spool = self.over(ByteRange::at(0, self.size)).filter(|(_, source)| *source == Source::Spool);
+        spool.flat_map(|(range, _)| self.beside_base(range, block, &BTreeSet::new())).collect()
+    }
+
+    /// Whether a range lies in the file and nothing of it was changed after `stamp`.
+    pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
+        let pieces = self.over_pieces(range);
+        range.end <= self.size && pieces.iter().all(|(_, piece)| piece.unsaved.is_none_or(|at| at <= stamp))
+    }
+
+    /// What of the spool is saved within a range is the base's from now on; returns what that is.
+    pub fn leave_to_base(&mut self, range: ByteRange) -> Vec<ByteRange> {
+        let saved = self.over_pieces(range).into_iter();
+        let saved = saved.filter(|(_, piece)| *piece == Piece { source: Source::Spool, unsaved: None });
+        let saved: Vec<ByteRange> = saved.map(|(range, _)| range).collect();
+        saved.iter().for_each(|range| self.put(*range, BASE));
+        saved
+    }
+
     fn over_pieces(&self, range: ByteRange) -> Vec<(ByteRange, Piece)> {
         let range = range.intersect(ByteRange::at(0, self.size));
         if range.is_empty() {
@@ -234,6 +310,7 @@ impl Pieces {
             self.starts.entry(range.end).or_insert(after);
         }
         self.starts.insert(range.start, piece);
+        self.newest = self.newest.max(piece.unsaved);
         self.join(range.start);
         self.join(range.end);
     }
@@ -321,6 +398,13 @@ fn slice(extent: &Extent, skip: u64, length: u64) -> Option<Extent> {
             length: u32::try_from(length).ok()?,
         },
     })
+}
+
+fn stretch(extent: &Extent) -> Stretch {
+    match *extent {
+        Extent::Hole { .. } => Stretch::Hole,
+        Extent::Data { segment, offset_in_segment, .. } => Stretch::Base { segment: segment.id, offset_in_segment },
+    }
 }
 
 fn is_hole(extent: &Extent) -> bool {

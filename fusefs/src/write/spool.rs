@@ -15,7 +15,7 @@ mod note;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,10 +27,13 @@ use swarm_proto::ByteRange;
 
 pub use journal::Event;
 use journal::Journal;
-pub use note::{Note, State};
+pub use note::{Note, Since, State};
 
 /// Name of the file that is locked while a mount uses the folder.
 const LOCK: &str = "LOCK";
+
+/// Pages of the kernel: no block counts for less.
+const LEAST_BLOCK: u64 = 4096;
 
 /// Whether a folder is a spool.
 pub fn is_spool(folder: &Path) -> bool {
@@ -77,6 +80,7 @@ pub struct SpoolFile {
     file: Arc<File>,
     spool: Arc<Spool>,
     kept: AtomicBool,
+    block_bytes: u64,
 }
 
 impl Spool {
@@ -130,20 +134,40 @@ impl Spool {
                 Err(error) => return Err(error),
             }
         };
-        let file = SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(false) };
+        let file = SpoolFile::new(number, file, self.clone(), false)?;
         file.begun(note(number))?;
         Ok(file)
+    }
+
+    /// A file for bytes that are somewhere else too; gone when it is closed.
+    ///
+    /// Errors: `StorageFull` if `bytes` more would leave the disk less than its floor.
+    pub fn scratch(&self, bytes: u64) -> io::Result<Arc<File>> {
+        let path = self.data_path(self.next.fetch_add(1, Ordering::Relaxed));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        // If this process dies in between, the next mount finds a file that no journal tells of.
+        std::fs::remove_file(path)?;
+        self.check_room(&file, bytes)?;
+        Ok(Arc::new(file))
+    }
+
+    fn check_room(&self, file: &File, bytes: u64) -> io::Result<()> {
+        let disk = fstatvfs(file)?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.floor.saturating_add(bytes) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
     }
 
     /// Open what is left of a file.
     pub fn reopen(self: &Arc<Self>, number: SpoolNumber) -> io::Result<SpoolFile> {
         let file = OpenOptions::new().read(true).write(true).open(self.data_path(number))?;
-        Ok(SpoolFile { number, file: Arc::new(file), spool: self.clone(), kept: AtomicBool::new(true) })
+        SpoolFile::new(number, file, self.clone(), true)
     }
 
     /// As if its process had died: the lock goes, the files stay.
     #[cfg(test)]
-    pub(super) fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         flock(&self._lock, FlockOperation::Unlock).expect("it is locked");
     }
 
@@ -153,6 +177,11 @@ impl Spool {
 }
 
 impl SpoolFile {
+    fn new(number: SpoolNumber, file: File, spool: Arc<Spool>, kept: bool) -> io::Result<Self> {
+        let block_bytes = file.metadata()?.blksize().max(LEAST_BLOCK);
+        Ok(Self { number, file: Arc::new(file), spool, kept: kept.into(), block_bytes })
+    }
+
     /// Its number.
     pub fn number(&self) -> SpoolNumber {
         self.number
@@ -172,11 +201,7 @@ impl SpoolFile {
 
     /// Whether so many more bytes leave the disk its floor.
     pub fn check_room(&self, bytes: u64) -> io::Result<()> {
-        let disk = fstatvfs(&self.file)?;
-        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.spool.floor.saturating_add(bytes) {
-            true => Ok(()),
-            false => Err(io::ErrorKind::StorageFull.into()),
-        }
+        self.spool.check_room(&self.file, bytes)
     }
 
     /// Bytes that were written; zeros where nothing was.
@@ -250,20 +275,50 @@ impl SpoolFile {
 
     /// It is about to get bytes that are not saved.
     pub fn begun(&self, note: Note) -> io::Result<()> {
-        self.spool.journal.tell(&Event::Begun(note))
+        self.spool.journal.tell(Event::Begun(note))
     }
 
     /// All that it has is saved.
     pub fn saved(&self) {
-        if let Err(error) = self.spool.journal.tell(&Event::Saved(self.number)) {
-            // The next mount then finds that it is saved.
-            tracing::warn!(%error, "write the journal of the spool");
-        }
+        // If it is not told, the next mount finds that it is saved.
+        self.tell(Event::Saved(self.number));
     }
 
     /// It is being saved: if this process dies, the next one goes on.
-    pub fn saving(&self, note: Note) -> io::Result<()> {
-        self.spool.journal.tell(&Event::Saving(note))
+    pub fn saving(&self, note: Note) {
+        self.tell(Event::Saving(note));
+    }
+
+    /// It is changed again, since it began to be saved; it was so before.
+    pub fn changed(&self, before: Since) {
+        self.tell(Event::Changed(self.number, before));
+    }
+
+    /// This is written in blocks that lack bytes of the base.
+    pub fn wrote(&self, range: ByteRange) {
+        self.tell(Event::Wrote(self.number, range.start, range.len()));
+    }
+
+    /// Bytes of its blocks: where one is data, so is all of it.
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    /// Its size was changed to this.
+    pub fn resized(&self, size: u64) {
+        self.tell(Event::Resized(self.number, size));
+    }
+
+    /// Zeros were made there.
+    pub fn punched(&self, range: ByteRange) {
+        self.tell(Event::Punched(self.number, range.start, range.len()));
+    }
+
+    /// What is not told, the next process does not know; this one goes on.
+    fn tell(&self, event: Event) {
+        if let Err(error) = self.spool.journal.tell(event) {
+            tracing::warn!(%error, number = self.number, "write the journal of the spool");
+        }
     }
 
     /// Keep it for a person, who is told by this note.
@@ -271,7 +326,7 @@ impl SpoolFile {
         // First: where the note cannot be written, the bytes stay all the same.
         self.kept.store(true, Ordering::Relaxed);
         note.write(&self.spool.folder)?;
-        self.spool.journal.tell(&Event::Done(self.number))
+        self.spool.journal.tell(Event::Done(self.number))
     }
 
     /// All of it is saved: it goes when it is dropped.
@@ -284,7 +339,7 @@ impl Drop for SpoolFile {
     fn drop(&mut self) {
         if !self.kept.load(Ordering::Relaxed) {
             let gone = note::remove(&self.spool.folder, self.number);
-            if let Err(error) = gone.and_then(|()| self.spool.journal.tell(&Event::Done(self.number))) {
+            if let Err(error) = gone.and_then(|()| self.spool.journal.tell(Event::Done(self.number))) {
                 tracing::warn!(%error, number = self.number, "remove a file of the spool");
             }
         }

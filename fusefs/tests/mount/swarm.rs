@@ -11,7 +11,7 @@ use swarm_fusefs::mount::{Mount, MountConfig, MountError};
 use swarm_proto::settings::Span;
 use swarm_proto::v1::operation::Operation;
 use swarm_proto::v1::{self, IfExists, Ownership};
-use swarm_proto::{Extent, InodeNumber, Manifest, PeerId, Segment, SegmentId};
+use swarm_proto::{Extent, InodeNumber, Manifest, ManifestDigest, PeerId, Segment, SegmentId};
 use swarm_seeder::peer::{Peer, PeerConfig, Sharing};
 use swarm_seeder::store::memory::MemoryStore;
 use swarm_seeder::store::{ChunkStore, Holding};
@@ -102,6 +102,13 @@ impl Swarm {
     pub(crate) fn inode(&self, path: &str) -> InodeNumber {
         let node = self.runtime.block_on(self.client.resolve(path.as_bytes())).unwrap();
         InodeNumber(node.unwrap_or_else(|| panic!("{path} is not there")).inode)
+    }
+
+    /// Extents of the newest version of a file.
+    pub(crate) fn extents(&self, path: &str) -> usize {
+        let node = self.runtime.block_on(self.client.resolve(path.as_bytes())).unwrap().unwrap();
+        let digest = ManifestDigest::new(node.manifest_digest[..].try_into().unwrap());
+        self.runtime.block_on(self.client.manifest(digest)).unwrap().extents().len()
     }
 
     fn parent_and_name<'p>(&self, path: &'p [u8]) -> (u64, &'p [u8]) {

@@ -427,3 +427,44 @@ fn four_kib_changed_in_a_large_file_send_no_more_than_64_kib() {
     close(file).unwrap();
     assert_everywhere(&[&one, &two], "large", &model);
 }
+
+#[test]
+fn thousands_of_small_overwrites_leave_a_short_manifest() {
+    const ROUNDS: u32 = 3_000;
+    const WINDOWS: usize = 2;
+    let swarm = Swarm::new(2);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    let mut model = noise(9, WINDOWS * SEGMENT);
+    std::fs::write(one.path("file"), &model).unwrap();
+    let file = read_write(&one.path("file"));
+    let (mut random, mut most) = (7_u32, 0);
+    for round in 0..ROUNDS {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let at = random as usize % (model.len() - 4096);
+        let patch = noise(u64::from(round) + 1_000, 4096);
+        file.write_all_at(&patch, at as u64).unwrap();
+        model[at..at + 4096].copy_from_slice(&patch);
+        file.sync_all().unwrap();
+        if round % 100 == 99 {
+            most = most.max(swarm.extents("/file"));
+            assert!(content(&file) == model, "after {round} writes");
+        }
+    }
+    // 64 extents of 64 KiB a window, and what one write more parts of its neighbours.
+    assert!(most <= WINDOWS * 67, "{most} extents");
+    close(file).unwrap();
+    assert_everywhere(&[&one, &two], "file", &model);
+}
+
+#[test]
+fn a_copy_of_a_file_without_a_name_has_what_was_written_to_it() {
+    let swarm = Swarm::new(1);
+    let one = swarm.mount("one");
+    std::fs::write(one.path("file"), b"the base").unwrap();
+    let (from, to) = (read_write(&one.path("file")), new_file(&one.path("copy")));
+    std::fs::remove_file(one.path("file")).unwrap();
+    from.write_all_at(b"THE", 0).unwrap();
+    assert_eq!(copy_file_range(&from, Some(&mut 0), &to, Some(&mut 0), 8).unwrap(), 8);
+    close(to).unwrap();
+    assert_eq!(std::fs::read(one.path("copy")).unwrap(), b"THE base");
+}

@@ -7,15 +7,20 @@ use swarm_proto::v1::operation::Operation;
 use swarm_seeder::tracker_client::Refusal;
 
 /// What a change comes to: the inode made or changed, others, and names that changed.
-type Done = Result<(Option<u64>, Vec<u64>, Vec<(u64, Bytes)>), Fault>;
+pub(super) type Done = Result<(Option<u64>, Vec<u64>, Vec<(u64, Bytes)>), Fault>;
 
 impl FakeSwarm {
     pub(super) fn carry_out(&self, operation: Operation) -> Answer<'_, Changed> {
         let late = self.echoes_late.load(Ordering::SeqCst);
         let lost = self.lose_answers.load(Ordering::SeqCst);
         self.ask(move |state| {
-            let done = state.carry_out(operation);
-            let changed = state.conclude(done, late);
+            let changed = match operation {
+                Operation::WriteFile(write) => state.write_file(write, late),
+                other => {
+                    let done = state.carry_out(other);
+                    state.conclude(done, late)
+                }
+            };
             if lost { Err(unreachable()) } else { Ok(changed) }
         })
     }
@@ -30,7 +35,7 @@ impl FakeSwarm {
 }
 
 impl State {
-    fn conclude(&mut self, done: Done, late: bool) -> Changed {
+    pub(super) fn conclude(&mut self, done: Done, late: bool) -> Changed {
         let (node, others, names) = match done {
             Ok(done) => done,
             Err(fault) => {
@@ -74,7 +79,13 @@ impl State {
                 self.made(&done).device = make.device;
                 Ok(done)
             }
-            Operation::PublishFile(publish) => self.make(publish.parent, publish.name, publish.ownership, Kind::File),
+            Operation::PublishFile(publish) => {
+                let done = self.make(publish.parent, publish.name, publish.ownership, Kind::File)?;
+                if let Some(v1::publish_file::Content::Manifest(encoded)) = publish.content {
+                    self.fill(done.0.unwrap(), &encoded);
+                }
+                Ok(done)
+            }
             Operation::Unlink(at) => self.remove_name(at.parent, at.name, false),
             Operation::RemoveDirectory(at) => self.remove_name(at.parent, at.name, true),
             Operation::Rename(rename) => self.rename(&rename),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, v1};
 use swarm_seeder::store::AckLevel;
 
-use super::save::Setback;
+use super::save::{Saved, Setback};
 use super::{FileSystem, base_of};
 use crate::errno::Errno;
 use crate::fs::changing::now_ns;
@@ -18,15 +18,18 @@ const ATTEMPTS: u32 = 8;
 impl FileSystem {
     /// Give a range of one file to another; how many bytes, fewer only at the end of the source.
     ///
-    /// Shape: both are saved first, and the destination is saved with the copy in it.
+    /// Shape:  both are saved first, and the destination is saved with the copy in it.
+    /// Errors: [`Errno::OPNOTSUPP`] if one has no name any more and so is not saved: the kernel copies the bytes.
     pub async fn copy_range(
         self: &Arc<Self>,
         from: (InodeNumber, u64),
         to: (InodeNumber, u64),
         length: u64,
     ) -> Result<u64, Errno> {
-        if let Some(written) = self.written(from.0) {
-            self.save(&written, AckLevel::Close).await?;
+        if let Some(written) = self.written(from.0)
+            && self.save(&written, AckLevel::Close).await? == Saved::Nameless
+        {
+            return Err(Errno::OPNOTSUPP);
         }
         let source = match (self.written(from.0), self.open.opened(from.0)) {
             (Some(written), _) => written.unsaved.base().manifest,
@@ -40,7 +43,9 @@ impl FileSystem {
         let copied: Vec<Extent> = slices(&source, range).collect();
         let (writing, written) = (self.writing()?, self.written(to.0).ok_or(Errno::BADF)?);
         for _ in 0..ATTEMPTS {
-            self.save(&written, AckLevel::Close).await?;
+            if self.save(&written, AckLevel::Close).await? == Saved::Nameless {
+                return Err(Errno::OPNOTSUPP);
+            }
             let turn = tokio::time::timeout(writing.timeout, written.unsaved.saving.lock());
             let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
             let base = written.unsaved.base();

@@ -31,7 +31,7 @@ impl FileSystem {
         }
     }
 
-    async fn read_plan(&self, written: &Written, plan: &Plan, deadline: Instant) -> Result<Bytes, Errno> {
+    pub(super) async fn read_plan(&self, written: &Written, plan: &Plan, deadline: Instant) -> Result<Bytes, Errno> {
         let mut all = BytesMut::new();
         for (range, source) in &plan.pieces {
             let bytes = match (source, &plan.file) {

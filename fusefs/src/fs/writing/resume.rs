@@ -12,11 +12,19 @@ use tokio_util::sync::CancellationToken;
 use super::{FileSystem, Writing, Written};
 use crate::errno::{self, Errno};
 use crate::write::Unsaved;
-use crate::write::spool::{Note, State};
+use crate::write::spool::{Note, SpoolFile, State};
 use crate::write::unsaved::Base;
 
 /// How often the spool is looked through: a person who asks for a retry waits for it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why something is still left, and what its note says.
+enum Left {
+    /// What it said before.
+    AsItWas(String),
+    /// Where it is now.
+    Noted(String),
+}
 
 impl FileSystem {
     /// Save what is left and is to be saved, now and whenever somebody asks for it, until `stop`. One such task runs
@@ -40,16 +48,20 @@ impl FileSystem {
     }
 
     /// Save one; if that fails, its note says why.
-    async fn resume(self: &Arc<Self>, writing: &Writing, note: Note) {
-        let outcome = self.try_resume(writing, &note).await;
-        let told = match &outcome {
+    pub(super) async fn resume(self: &Arc<Self>, writing: &Writing, note: Note) {
+        let path = note.path.clone();
+        let told = match self.try_resume(writing, &note).await {
             Ok(()) => {
-                tracing::info!(path = note.path, "saved what an earlier mount had begun to save");
+                tracing::info!(path, "saved what an earlier mount had begun to save");
                 Ok(())
             }
-            Err(why) => {
-                tracing::error!(path = note.path, why, "save what is left in the spool");
-                Note { state: State::Failed, error: Some(why.clone()), ..note }.write(writing.spool.folder())
+            Err(Left::Noted(why)) => {
+                tracing::error!(path, why, "save what is left in the spool");
+                Ok(())
+            }
+            Err(Left::AsItWas(why)) => {
+                tracing::error!(path, why, "save what is left in the spool");
+                Note { state: State::Failed, error: Some(why), ..note }.write(writing.spool.folder())
             }
         };
         if let Err(error) = told {
@@ -57,28 +69,41 @@ impl FileSystem {
         }
     }
 
-    async fn try_resume(self: &Arc<Self>, writing: &Writing, note: &Note) -> Result<(), String> {
+    async fn try_resume(self: &Arc<Self>, writing: &Writing, note: &Note) -> Result<(), Left> {
         if note.swarm != writing.swarm {
-            return Err(format!("it belongs to another swarm, {}", note.swarm));
+            return Err(Left::AsItWas(format!("it belongs to another swarm, {}", note.swarm)));
         }
         let inode = InodeNumber(note.inode);
         match self.node(inode).await {
             Ok(_) => {}
-            Err(Errno::STALE) => return Err("the file is gone: its name was removed".to_owned()),
-            Err(error) => return Err(errno::words(error)),
+            Err(Errno::STALE) => return Err(Left::AsItWas("the file is gone: its name was removed".to_owned())),
+            Err(error) => return Err(Left::AsItWas(errno::words(error))),
         }
         if self.place_of(inode).is_none() {
             self.walk_to(&note.path).await;
         }
-        let base = self.base_of_note(note).await?;
+        let base = self.base_of_note(note).await.map_err(Left::AsItWas)?;
         let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
-        let unsaved = unsaved.map_err(|error| error.to_string())?;
-        let file = unsaved.file().map_err(|error| error.to_string())?;
+        let unsaved = unsaved.map_err(|error| Left::AsItWas(error.to_string()))?;
+        let file = unsaved.file().map_err(|error| Left::AsItWas(error.to_string()))?;
         let written = Arc::new(Written { unsaved, base: Mutex::new(None) });
-        match self.save(&written, AckLevel::Close).await {
+        let old = written.unsaved.base();
+        let base = match self.save(&written, AckLevel::Close).await {
+            Ok(_) => written.unsaved.base(),
             // Lost, but a conflict copy has it.
-            Ok(_) | Err(Errno::STALE) => file.done(),
-            Err(error) => return Err(errno::words(error)),
+            Err(Errno::STALE) => old,
+            Err(error) => {
+                let why = errno::words(error);
+                // Not the note that there was: the save may have put its bytes behind what somebody else appended.
+                if let Some(note) = written.unsaved.note(State::Failed, Some(why.clone())) {
+                    keep(&file, &note);
+                }
+                return Err(Left::Noted(why));
+            }
+        };
+        match rest_of(note, &base) {
+            None => file.done(),
+            Some(rest) => keep(&file, &rest),
         }
         Ok(())
     }
@@ -102,5 +127,27 @@ impl FileSystem {
             let Some(node) = found.ok().and_then(|found| found.node) else { return };
             at = node.inode;
         }
+    }
+}
+
+/// What was written after that of which the saving had begun: nobody asked for it to be saved.
+fn rest_of(note: &Note, base: &Base) -> Option<Note> {
+    note.changed.as_ref()?;
+    let since = note.since.clone()?;
+    Some(Note {
+        base_version: base.version,
+        base_manifest: base.digest.map(|digest| digest.to_string()),
+        size: since.size,
+        changed: None,
+        since: Some(since),
+        state: State::Interrupted,
+        error: Some("written after what was being saved, which is saved now".to_owned()),
+        ..note.clone()
+    })
+}
+
+fn keep(file: &SpoolFile, note: &Note) {
+    if let Err(error) = file.keep(note) {
+        tracing::error!(%error, path = note.path, "write a note of the spool");
     }
 }

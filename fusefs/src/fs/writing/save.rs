@@ -19,12 +19,11 @@ use crate::fs::node::Node;
 use crate::fs::own_change::Answered;
 use crate::write::outbox::Delivered;
 use crate::write::pieces::Sent;
-use crate::write::spool::State;
-use crate::write::unsaved::{Base, Save};
+use crate::write::unsaved::{Base, Rebased, Save};
 
 /// Stretches of one file on their way at a time.
 const AT_ONCE: usize = 32;
-/// How often a file is sent whose segments were lost, or that changed, before its commit.
+/// Names that are tried for a conflict copy.
 const ATTEMPTS: u32 = 8;
 /// A version that no file has.
 const NO_VERSION: u64 = 0;
@@ -36,6 +35,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 pub(super) enum Saved {
     /// The swarm has it.
     Here,
+    /// Nothing was unsaved.
+    Already,
     /// The file has no name any more: what was written to it goes with its last handle.
     Nameless,
 }
@@ -62,19 +63,23 @@ impl FileSystem {
         let turn = tokio::time::timeout(writing.timeout * 2, unsaved.saving.lock());
         let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
         let inode = unsaved.inode();
-        let (mut attempts, deadline) = (0, Instant::now() + writing.timeout);
-        while attempts < ATTEMPTS && Instant::now() < deadline {
-            let Some(save) = unsaved.begin_save() else { return Ok(Saved::Here) };
+        let (mut pause, deadline) = (PAUSES.0, Instant::now() + writing.timeout);
+        while Instant::now() < deadline {
+            let Some(mut save) = unsaved.begin_save() else { return Ok(Saved::Already) };
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
                 return Ok(Saved::Nameless);
             }
-            if let (Some(file), Some(note)) = (&save.file, unsaved.note(State::Saving, None)) {
-                file.saving(note).map_err(|error| spool_error(&error))?;
-            }
+            unsaved.tell_saving();
+            self.join_crowded(writing, written, &mut save).await;
             match self.try_save(writing, written, &save, level).await {
                 Ok(()) => return Ok(Saved::Here),
-                Err(Setback::Again) => attempts += 1,
+                Err(Setback::Again) => {
+                    // Else what was sent early would count as held for ever.
+                    unsaved.sends_anew();
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
                 Err(Setback::Failed(error)) => return Err(error),
                 Err(Setback::Raced(winner)) => {
                     let version = self.version_of(&winner, None).await?;
@@ -86,8 +91,11 @@ impl FileSystem {
                         return Err(Errno::STALE);
                     }
                     // Not an attempt: others got on, and with them the file.
-                    unsaved.rebase(base).map_err(|error| spool_error(&error))?;
-                    self.show_anew(inode);
+                    match unsaved.rebase(base).map_err(|error| spool_error(&error))? {
+                        Rebased::Done => self.show_anew(inode),
+                        // Something else was written since this save began: the next one loses the race with all of it.
+                        Rebased::NotAppended => {}
+                    }
                 }
             }
         }
@@ -107,12 +115,16 @@ impl FileSystem {
             writing.outbox.forget(&ids);
             return Err(Setback::Again);
         }
+        let acknowledged = writing.outbox.acknowledged(&ids);
+        if level == AckLevel::Close {
+            writing.owed.lock().add(&acknowledged, Instant::now());
+        }
         let change = v1::WriteFile {
             inode: written.unsaved.inode().0,
             modified_ns: save.modified_ns,
             changed_ns: save.changed_ns,
             accessed_ns: save.accessed_ns,
-            acknowledged: writing.outbox.acknowledged(&ids),
+            acknowledged,
             ..v1::WriteFile::default()
         };
         let base = self.replace(writing, &save.base, manifest, change, level).await;
@@ -122,6 +134,9 @@ impl FileSystem {
             }
         })?;
         written.unsaved.settle(save.stamp, base);
+        if !save.runs().is_empty() {
+            written.unsaved.leave_to_base(save.runs());
+        }
         Ok(())
     }
 
@@ -267,14 +282,23 @@ impl FileSystem {
         Err(Errno::EXIST)
     }
 
-    /// All that was saved of this file survives a power cut from now on.
-    pub(in crate::fs) async fn raise(&self, written: &Written) -> Result<(), Errno> {
+    /// All that this mount saved of a version lately survives a power cut from now on. Of the rest, the disks followed.
+    pub(in crate::fs) async fn raise(&self, manifest: &Manifest) -> Result<(), Errno> {
         let writing = self.writing()?;
-        let base = written.unsaved.base();
-        let ids: HashSet<SegmentId> = base.manifest.segments().map(|segment| segment.id).collect();
-        // Of what this mount did not send itself, the disks followed within a second.
-        writing.outbox.sync(ids.into_iter().collect()).await;
-        Ok(())
+        let owed = writing.owed.lock().of(manifest, Instant::now());
+        if owed.is_empty() {
+            return Ok(());
+        }
+        // Too few of them may be so by now, as there are more seeders: what counts is that none takes its word back.
+        writing.outbox.sync(owed.clone()).await;
+        let lost = writing.owed.lock().settle(&owed, &writing.outbox.acknowledged(&owed));
+        match lost.first() {
+            None => Ok(()),
+            Some(segment) => {
+                tracing::error!(%segment, of = lost.len(), "sync a file: a seeder lost what it had acknowledged");
+                Err(Errno::IO)
+            }
+        }
     }
 
     /// Where the end of a file moved, or its bytes are others than the kernel has.
@@ -290,7 +314,7 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
     let mut leases: Vec<Arc<Delivered>> = Vec::new();
     if let Some(file) = &save.file {
         let mut stretches: Vec<ByteRange> = Vec::new();
-        for range in save.pieces.unsaved_in_spool() {
+        for range in save.to_send() {
             let mut at = range.start;
             for (start, early) in save.early.range(range.start..range.end) {
                 // None: it failed; it is sent anew.
@@ -310,9 +334,12 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
                 stretches.push(ByteRange { start: at, end: range.end });
             }
         }
-        let file = file.file();
-        let sends = stretches.into_iter().map(|range| async move {
-            let delivered = writing.outbox.send(file.clone(), range).await?;
+        let mut sends: Vec<_> = stretches.into_iter().map(|range| (file.file().clone(), range)).collect();
+        if let Some(joined) = &save.joined {
+            sends.extend(joined.runs.iter().map(|run| (joined.file.clone(), *run)));
+        }
+        let sends = sends.into_iter().map(|(file, range)| async move {
+            let delivered = writing.outbox.send(file, range).await?;
             Ok::<_, UploadError>((range.start, Arc::new(delivered)))
         });
         let sends: Vec<_> =
@@ -322,7 +349,7 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
             leases.push(delivered);
         }
     }
-    let extents = save.pieces.extents(&save.base.manifest, &sent).ok_or(Setback::Again)?;
+    let extents = save.extents(&sent).ok_or(Setback::Again)?;
     let manifest = Manifest::new(extents).map_err(|error| {
         tracing::error!(%error, "save a file");
         Setback::Failed(Errno::FBIG)

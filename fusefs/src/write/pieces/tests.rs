@@ -97,6 +97,8 @@ proptest! {
             for (at, byte) in (0..).zip(&naive) {
                 prop_assert_eq!(unsaved(at), *byte == (Source::Spool, true));
             }
+            let changed = pieces.starts.values().any(|piece| piece.unsaved.is_some());
+            prop_assert_eq!(pieces.is_dirty(), changed || pieces.resized.is_some());
             let neighbours: Vec<_> = pieces.starts.values().collect();
             prop_assert!(neighbours.windows(2).all(|pair| pair[0] != pair[1]));
         }
@@ -137,7 +139,7 @@ fn extents_that_were_not_sent_are_missed() {
     let mut sent = Sent::default();
     sent.add(0, whole(1, 19));
     assert!(pieces.extents(&Manifest::default(), &sent).is_none());
-    assert_eq!(pieces.allocated(&Manifest::default()), 20);
+    assert_eq!(pieces.allocated(ByteRange::at(0, 20), &Manifest::default()), 20);
 }
 
 #[test]

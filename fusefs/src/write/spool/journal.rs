@@ -1,19 +1,24 @@
 //! Events of the spool, in order, each in one write, so that they survive the process.
+//!
+//! Invariants: a line tells of one event; a line that was cut short is no line, and tears no other; what the journal is
+//! long for it still tells of, but for a factor.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::SpoolNumber;
-use super::note::{Note, State};
+use super::note::{Note, Since, State};
 
 pub(super) const NAME: &str = "journal";
-/// A journal this long begins anew once nothing is open.
+/// A journal up to this long is left as it is.
 const LONG_BYTES: u64 = 1 << 20;
+/// A longer one begins anew once it is so many times as long as when it last did.
+const TIMES: u64 = 4;
 
 /// What happens to a file of the spool.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +28,14 @@ pub enum Event {
     Begun(Note),
     /// It is being saved.
     Saving(Note),
+    /// It is changed again, since it began to be saved; it was so before.
+    Changed(SpoolNumber, Since),
+    /// This is written, start and length, in blocks of the data file that lack bytes of the base.
+    Wrote(SpoolNumber, u64, u64),
+    /// Its size was changed to this.
+    Resized(SpoolNumber, u64),
+    /// Zeros were made there: start and length.
+    Punched(SpoolNumber, u64, u64),
     /// All that it has is saved.
     Saved(SpoolNumber),
     /// It is gone, or a note of its own tells of it.
@@ -34,53 +47,161 @@ pub(super) struct Journal {
 }
 
 struct Inner {
+    path: PathBuf,
     file: File,
     length: u64,
-    /// Files with unsaved bytes.
-    open: HashSet<SpoolNumber>,
+    /// It begins anew when it is longer than this.
+    long: u64,
+    open: Open,
+}
+
+/// Files with unsaved bytes, as the events so far tell.
+type Open = BTreeMap<SpoolNumber, Note>;
+
+/// A file that is appended to, as far as writing a line needs it.
+trait Appended: Write {
+    /// Cut it.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+}
+
+impl Appended for File {
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
 }
 
 impl Journal {
     /// Begin a new one.
     pub(super) fn begin(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
-        file.set_len(0)?;
-        Ok(Self { inner: Mutex::new(Inner { file, length: 0, open: HashSet::new() }) })
+        let file = empty(path)?;
+        let inner = Inner { path: path.to_owned(), file, length: 0, long: LONG_BYTES, open: Open::new() };
+        Ok(Self { inner: Mutex::new(inner) })
     }
 
-    pub(super) fn tell(&self, event: &Event) -> io::Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        line.push(b'\n');
+    pub(super) fn tell(&self, event: Event) -> io::Result<()> {
+        let line = line(&event)?;
         let mut inner = self.inner.lock();
-        inner.file.write_all(&line)?;
+        let inner = &mut *inner;
+        append(&mut inner.file, inner.length, &line)?;
         inner.length += line.len() as u64;
-        match event {
-            Event::Begun(note) | Event::Saving(note) => {
-                inner.open.insert(note.number);
+        apply(&mut inner.open, event);
+        if inner.length > inner.long {
+            if let Err(error) = inner.begin_anew() {
+                tracing::warn!(%error, "begin the journal of the spool anew: it goes on growing");
             }
-            Event::Saved(number) | Event::Done(number) => {
-                inner.open.remove(number);
-            }
-        }
-        if inner.open.is_empty() && inner.length > LONG_BYTES {
-            inner.file.set_len(0)?;
-            inner.length = 0;
+            inner.long = LONG_BYTES.max(inner.length * TIMES);
         }
         Ok(())
     }
 }
 
+impl Inner {
+    /// Write down only what is still so.
+    fn begin_anew(&mut self) -> io::Result<()> {
+        let mut text = Vec::new();
+        for note in self.open.values() {
+            text.extend(line(&match note.state {
+                State::Saving => Event::Saving(note.clone()),
+                State::Interrupted | State::Failed => Event::Begun(note.clone()),
+            })?);
+        }
+        let fresh = self.path.with_extension("new");
+        let mut file = empty(&fresh)?;
+        file.write_all(&text)?;
+        std::fs::rename(fresh, &self.path)?;
+        (self.file, self.length) = (file, text.len() as u64);
+        Ok(())
+    }
+}
+
+fn empty(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+fn line(event: &Event) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Write a line behind the first `length` bytes; what of it is there if that fails is taken back.
+fn append(file: &mut impl Appended, length: u64, line: &[u8]) -> io::Result<()> {
+    let written = file.write_all(line);
+    if written.is_err()
+        && let Err(error) = file.cut(length)
+    {
+        tracing::warn!(%error, "cut the journal of the spool where a line could not be written");
+    }
+    written
+}
+
+/// What is so after an event.
+fn apply(open: &mut Open, event: Event) {
+    match event {
+        Event::Begun(note) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
+        Event::Saving(note) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
+        Event::Changed(number, before) => since(open, number, |since| *since = before),
+        Event::Wrote(number, start, length) => since(open, number, |since| since.part(start, length)),
+        Event::Resized(number, size) => since(open, number, |since| since.resize(size)),
+        Event::Punched(number, start, length) => since(open, number, |since| since.punch(start, length)),
+        Event::Saved(number) | Event::Done(number) => drop(open.remove(&number)),
+    }
+}
+
+fn since(open: &mut Open, number: SpoolNumber, change: impl FnOnce(&mut Since)) {
+    if let Some(note) = open.get_mut(&number) {
+        change(note.since.get_or_insert_with(|| Since { size: note.size, holes: Vec::new(), parts: Vec::new() }));
+    }
+}
+
 /// Files that were begun and are not done, as far as the journal tells.
 pub(super) fn unfinished(text: &[u8]) -> Vec<Note> {
-    let mut open = std::collections::BTreeMap::new();
-    for line in text.split(|byte| *byte == b'\n') {
-        // The last line may have been cut short.
-        match serde_json::from_slice(line) {
-            Ok(Event::Begun(note)) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
-            Ok(Event::Saving(note)) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
-            Ok(Event::Saved(number) | Event::Done(number)) => drop(open.remove(&number)),
-            Err(_) => {}
+    let mut open = Open::new();
+    // The last line may have been cut short.
+    let events = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    events.for_each(|event| apply(&mut open, event));
+    open.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes more.
+    struct Narrow(Vec<u8>, usize);
+
+    impl Write for Narrow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.1);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.extend_from_slice(&bytes[..taken]);
+            self.1 -= taken;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
-    open.into_values().collect()
+
+    impl Appended for Narrow {
+        fn cut(&mut self, length: u64) -> io::Result<()> {
+            self.0.truncate(usize::try_from(length).unwrap());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_written_in_part_tears_no_other() {
+        let mut file = Narrow(Vec::new(), 12);
+        append(&mut file, 0, b"first\n").unwrap();
+        append(&mut file, 6, b"second\n").unwrap_err();
+        file.1 = 100;
+        append(&mut file, 6, b"third\n").unwrap();
+        assert_eq!(file.0, b"first\nthird\n");
+    }
 }

@@ -1,5 +1,6 @@
 //! What is known of a file of the spool: whose bytes they are, and what they make of it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,10 +44,58 @@ pub struct Note {
     /// Stretches that differ from the version that was opened: start, length, and whether the bytes are in the spool;
     /// they are zeros otherwise. None: not known; then all that the data file holds.
     pub changed: Option<Vec<(u64, u64, bool)>>,
+    /// What was done since, where that is known; in a state of "saving", since it began to be saved.
+    pub since: Option<Since>,
     /// What became of it.
     pub state: State,
     /// Why it could not be saved.
     pub error: Option<String>,
+}
+
+/// What was done to a file besides writing to it, which its data file tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    /// Bytes of the file, if no data lies behind.
+    pub size: u64,
+    /// Stretches that are zeros where there is no data: start and end, in order, none touching another.
+    pub holes: Vec<(u64, u64)>,
+    /// What was written, where that shares a block of the data file with bytes of the base, which are not there; as `holes`.
+    #[serde(default)]
+    pub parts: Vec<(u64, u64)>,
+}
+
+impl Since {
+    /// The file is cut, or stretched.
+    pub fn resize(&mut self, size: u64) {
+        // What lay behind is gone, also if it is stretched again; how far that went, nobody told.
+        self.size = size;
+        join(&mut self.holes, size, u64::MAX);
+    }
+
+    /// Zeros were made there.
+    pub(super) fn punch(&mut self, start: u64, length: u64) {
+        join(&mut self.holes, start, start.saturating_add(length));
+    }
+
+    /// Bytes were written there.
+    pub fn part(&mut self, start: u64, length: u64) {
+        join(&mut self.parts, start, start.saturating_add(length));
+    }
+
+    /// Blocks of the data file of which only [`Self::parts`] says what is in them.
+    pub fn shared_blocks(&self, block: u64) -> BTreeSet<u64> {
+        let edges = self.parts.iter().flat_map(|(start, end)| [*start, *end]);
+        edges.filter(|edge| edge % block != 0).map(|edge| edge / block).collect()
+    }
+}
+
+/// One stretch more, made one with those that it touches.
+fn join(stretches: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    let first = stretches.partition_point(|one| one.1 < start);
+    let last = stretches.partition_point(|one| one.0 <= end);
+    let touched = &stretches[first..last];
+    let joined = touched.iter().fold((start, end), |all, one| (all.0.min(one.0), all.1.max(one.1)));
+    stretches.splice(first..last, [joined]);
 }
 
 impl Note {
@@ -114,4 +163,21 @@ pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
 pub(super) fn strays(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let data = numbered(folder, "data")?;
     Ok(data.into_iter().filter(|(number, _)| !path_of(folder, *number).exists()).map(|(_, path)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_that_touch_are_one() {
+        let mut since = Since { size: 100, holes: Vec::new(), parts: Vec::new() };
+        for (start, length) in [(10, 5), (30, 5), (50, 5), (15, 3), (29, 30), (5, 1)] {
+            since.punch(start, length);
+        }
+        assert_eq!(since.holes, [(5, 6), (10, 18), (29, 59)]);
+        since.resize(40);
+        since.resize(70);
+        assert_eq!((since.size, since.holes), (70, vec![(5, 6), (10, 18), (29, u64::MAX)]));
+    }
 }

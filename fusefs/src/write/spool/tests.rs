@@ -14,6 +14,7 @@ fn note(number: SpoolNumber) -> Note {
         modified_ns: 0,
         appended: false,
         changed: None,
+        since: None,
         state: State::Failed,
         error: None,
     }
@@ -26,7 +27,7 @@ fn what_a_dead_process_had_begun_is_found_and_what_was_done_is_gone() {
     assert!(left.is_empty());
     let (begun, saving, done) = (spool.begin(note).unwrap(), spool.begin(note).unwrap(), spool.begin(note).unwrap());
     begun.write(3, b"abc").unwrap();
-    saving.saving(Note { size: 9, ..note(saving.number()) }).unwrap();
+    saving.saving(Note { size: 9, ..note(saving.number()) });
     drop(done);
     std::mem::forget((begun, saving));
     assert!(is_used(folder.path()) && Spool::open(folder.path(), 0).is_err());
@@ -73,4 +74,35 @@ fn a_disk_below_its_floor_has_no_room() {
     let (spool, _) = Spool::open(folder.path(), u64::MAX).unwrap();
     let file = spool.begin(note).unwrap();
     assert_eq!(file.check_room(1).unwrap_err().kind(), io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn the_journal_stays_short_while_a_file_is_open_and_goes_on_telling_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let (open, saving, gone) = (spool.begin(note).unwrap(), spool.begin(note).unwrap(), spool.begin(note).unwrap());
+    drop(gone);
+    let long = Note { changed: Some((0..1_000).map(|at| (at * 10, 5, true)).collect()), ..note(saving.number()) };
+    for round in 0..2_000 {
+        saving.saving(long.clone());
+        saving.saved();
+        open.punched(ByteRange::at(round * 10, 5));
+        let length = std::fs::metadata(folder.path().join(journal::NAME)).unwrap().len();
+        assert!(length < 2 << 20, "{length} bytes after {round} saves");
+    }
+    saving.saving(long.clone());
+    saving.changed(Since { size: 0, holes: Vec::new(), parts: Vec::new() });
+    open.resized(7);
+    std::mem::forget((open, saving));
+    spool.abandon();
+    let (_, left) = Spool::open(folder.path(), 0).unwrap();
+    assert_eq!(
+        left.iter().map(|note| (note.number, note.state)).collect::<Vec<_>>(),
+        [(1, State::Interrupted), (2, State::Saving)]
+    );
+    assert_eq!(left[0].since, Some(Since { size: 7, holes: vec![(0, 5), (7, u64::MAX)], parts: Vec::new() }));
+    assert_eq!(
+        (&left[1].changed, &left[1].since),
+        (&long.changed, &Some(Since { size: 0, holes: Vec::new(), parts: Vec::new() }))
+    );
 }
