@@ -52,7 +52,7 @@ const PEER_ID: &str = "peer-id";
 /// Folder in the cache's in which unsaved bytes lie.
 const SPOOL: &str = "spool";
 /// Files up to this length are sent to seeders without asking the tracker whether they have them.
-const UNASKED_BYTES: u64 = 256 * 1024;
+const UNASKED_BYTES: u64 = 64 * 1024;
 /// Bytes of the spool's disk that are never used.
 const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
 

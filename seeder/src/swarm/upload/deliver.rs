@@ -33,7 +33,8 @@ struct Open {
     sent: bool,
     /// Rounds in which it had enough replicas already, but not all that are wanted.
     extra: u32,
-    /// A pipeline failed and nobody knows which link: send to each seeder by itself.
+    /// Send to each seeder by itself: a pipeline failed and nobody knows which link, or it is too small for one, whose
+    /// links are waited for one after the other.
     direct: bool,
 }
 
@@ -188,7 +189,7 @@ impl Inner {
         let (ledger, now) = (self.ledger.lock(), Instant::now());
         let open = batch.into_iter().map(|job| {
             let holders = ledger.holders(&job.segment.id, now, self.config.keep / 2);
-            Open { job, holders, sent: false, extra: 0, direct: false }
+            Open { job, holders, sent: false, extra: 0, direct: !asks }
         });
         Ok(open.collect())
     }

@@ -37,8 +37,8 @@ pub struct UploadConfig {
     pub min_replicas: u32,
     /// What a seeder must reach before it acknowledges a segment.
     pub level: AckLevel,
-    /// Segments that are sent together and no longer than this are sent unasked: the seeders take what they have for
-    /// sent, and to ask first costs more. 0: all are asked for.
+    /// Segments that are sent together and no longer than this are sent unasked, to each seeder by itself: to ask first
+    /// who has them, or to wait for one seeder after the other, costs more than to send them. 0: all are asked for.
     pub unasked_bytes: u64,
     /// Raise a seeder to the fsync level in the background whenever it took so many bytes; none: only
     /// when [`Uploader::sync`] is called. Spreads the disks' work over a long upload.
