@@ -53,11 +53,21 @@ const CAPACITY_BLOCK: u64 = 64 * 1024;
 struct Operations {
     fs: Arc<FileSystem>,
     numbers: Numbers,
-    runtime: Handle,
+    runtimes: Runtimes,
     tasks: TaskTracker,
     /// Whether there are extended attributes.
     xattr: bool,
     status: status_file::StatusFile,
+}
+
+/// Where operations run.
+#[derive(Debug, Clone)]
+pub struct Runtimes {
+    /// Reading, on all cores.
+    pub reading: Handle,
+    /// All else: a question to the tracker is no work, only a chain of tasks that wake each other, and each change of
+    /// thread on the way costs as much as all of them. So it has one thread, as has the connection to the tracker.
+    pub names: Handle,
 }
 
 impl Operations {
@@ -69,31 +79,32 @@ impl Operations {
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) {
-        self.tasks.spawn_on(self.concluded(operation, limit, work, reply), &self.runtime);
+        self.tasks.spawn_on(self.concluded(operation, limit, work, reply), &self.runtimes.names);
     }
 
     /// The same, but here and now if it waits for nothing. A task costs two changes of thread, which is more
     /// than most reads of what is in memory; but what is begun here and goes on there costs three.
     fn answer_at_once<T: Send + 'static>(
         &self,
+        runtime: &Handle,
         operation: &'static str,
         limit: Duration,
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) {
-        self.at_once(self.concluded(operation, limit, work, reply));
+        Self::at_once(&self.tasks, runtime, self.concluded(operation, limit, work, reply));
     }
 
-    fn at_once(&self, work: impl Future<Output = ()> + Send + 'static) {
+    fn at_once(tasks: &TaskTracker, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
         let mut work = Box::pin(work);
         // A task that panics ends alone; this thread has others to answer. The request gets EIO either way, from
         // its reply that is dropped.
         let begun = catch_unwind(AssertUnwindSafe(|| {
-            let _within = self.runtime.enter();
+            let _within = runtime.enter();
             work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         }));
         match begun {
-            Ok(Poll::Pending) => drop(self.tasks.spawn_on(work, &self.runtime)),
+            Ok(Poll::Pending) => drop(tasks.spawn_on(work, runtime)),
             Ok(Poll::Ready(())) => {}
             Err(_) => tracing::error!("an operation panicked: this is a bug; it was answered with EIO"),
         }
@@ -251,8 +262,8 @@ impl Filesystem for Operations {
             }
         };
         match leased {
-            true => self.at_once(task),
-            false => drop(self.tasks.spawn_on(task, &self.runtime)),
+            true => Self::at_once(&self.tasks, &self.runtimes.names, task),
+            false => drop(self.tasks.spawn_on(task, &self.runtimes.names)),
         }
     }
 
@@ -272,7 +283,8 @@ impl Filesystem for Operations {
         }
         let fs = self.fs.clone();
         let limit = fs.config().read_timeout;
-        self.answer_at_once("read", limit, async move { fs.read(handle.0, offset, size).await }, |bytes| match bytes {
+        let work = async move { fs.read(handle.0, offset, size).await };
+        self.answer_at_once(&self.runtimes.reading, "read", limit, work, |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         });
@@ -289,7 +301,7 @@ impl Filesystem for Operations {
         reply: ReplyEmpty,
     ) {
         if !self.status.release(handle) {
-            let _within = self.runtime.enter();
+            let _within = self.runtimes.names.enter();
             self.fs.release(handle.0);
         }
         reply.ok();

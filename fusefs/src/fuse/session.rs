@@ -11,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Notifier, SessionACL};
 use swarm_proto::InodeNumber;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Operations;
 use super::convert::Numbers;
+use super::{Operations, Runtimes};
 use crate::fs::invalidation::Invalidation;
 use crate::fs::{Access, FileSystem, Kernel};
 
@@ -59,12 +58,12 @@ impl Session {
         fs: Arc<FileSystem>,
         config: &SessionConfig,
         forget: Receiver<Invalidation>,
-        runtime: Handle,
+        runtimes: Runtimes,
         tasks: TaskTracker,
     ) -> io::Result<Self> {
         let numbers = Numbers { root: fs.config().root };
         let operations =
-            Operations { fs: fs.clone(), numbers, runtime, tasks, xattr: config.xattr, status: Default::default() };
+            Operations { fs: fs.clone(), numbers, runtimes, tasks, xattr: config.xattr, status: Default::default() };
         let session = fuser::Session::new(operations, &config.mountpoint, &options(config, fs.config().access))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());

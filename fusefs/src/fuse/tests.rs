@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use swarm_proto::InodeNumber;
 use tokio::runtime::Runtime;
 
-use super::{Session, SessionConfig};
+use super::{Runtimes, Session, SessionConfig};
 use crate::errno::Errno;
 use crate::fs::fake::{Bench, FakeSwarm, ROOT};
 use crate::fs::node::Kind;
@@ -43,8 +43,8 @@ impl Mounted {
             allow_other: false,
             xattr: true,
         };
-        let session =
-            Session::mount(bench.fs.clone(), &config, forget, runtime.handle().clone(), bench.tasks.clone()).unwrap();
+        let runtimes = Runtimes { reading: runtime.handle().clone(), names: runtime.handle().clone() };
+        let session = Session::mount(bench.fs.clone(), &config, forget, runtimes, bench.tasks.clone()).unwrap();
         Self { bench: Some(bench), folder, session, runtime }
     }
 

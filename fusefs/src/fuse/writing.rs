@@ -88,7 +88,7 @@ impl Operations {
         let at = if flags.0 & flag::APPEND != 0 { At::End } else { At::Offset(offset) };
         // On this thread: the bytes lie in its buffer, and the spool's disk takes them as fast as a copy would.
         let done = {
-            let _within = self.runtime.enter();
+            let _within = self.runtimes.names.enter();
             self.fs.write(inode, at, bytes, offset)
         };
         match done {
@@ -119,7 +119,7 @@ impl Operations {
         F: Future<Output = Result<(), Errno>> + Send + 'static,
     {
         let work = how(self.fs.clone());
-        self.answer_at_once(operation, SAVE_LIMIT, work, |done| match done {
+        self.answer_at_once(&self.runtimes.names, operation, SAVE_LIMIT, work, |done| match done {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error),
         });

@@ -16,7 +16,7 @@ use swarm_seeder::store::cache::{CacheConfig, CacheStore};
 use swarm_seeder::swarm::upload::{UploadConfig, Uploader};
 use swarm_seeder::swarm::{Swarm, SwarmConfig};
 use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,7 +31,7 @@ use crate::fs::catalog::Catalog;
 use crate::fs::invalidation::Invalidations;
 use crate::fs::node::Kind;
 use crate::fs::{Access, FileSystem, FileSystemConfig, Writing};
-use crate::fuse::{Session, SessionConfig};
+use crate::fuse::{Runtimes, Session, SessionConfig};
 use crate::read::{ReadConfig, ReadEngine};
 use crate::write::Spool;
 
@@ -119,6 +119,32 @@ pub struct Mount {
     ready: Readiness,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Last: it is of no use to anybody then.
+    _names: NamesRuntime,
+}
+
+/// The thread of names; see [`Runtimes`].
+struct NamesRuntime(Option<Runtime>);
+
+impl NamesRuntime {
+    fn start() -> Result<(Self, Handle), MountError> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("names").enable_all().build();
+        let no_thread = |error: std::io::Error| Finding {
+            part: "threads".to_owned(),
+            problem: format!("no thread can be started: {error}"),
+            remedy: "raise the limit of processes, see `ulimit -u`".to_owned(),
+        };
+        let runtime = runtime.map_err(|error| MountError::System(vec![no_thread(error)]))?;
+        let handle = runtime.handle().clone();
+        Ok((Self(Some(runtime)), handle))
+    }
+}
+
+impl Drop for NamesRuntime {
+    fn drop(&mut self) {
+        // To wait for it is forbidden where this may be dropped.
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 /// Ends all that a start has begun, unless it came to its end.
@@ -179,11 +205,14 @@ impl Mount {
         let me = peer_id(&cache_dir)
             .map_err(|source| StoreError::Io { doing: "remember who this peer is", source: Arc::new(source) })?;
 
-        let tracker = TrackerClient::new(TrackerClientConfig {
-            address: address.at_root(),
-            me: Some(me),
-            zone: config.zone.clone(),
-            patience: config.metadata_timeout.0,
+        let (names_runtime, names) = NamesRuntime::start()?;
+        let tracker = within(&names, || {
+            TrackerClient::new(TrackerClientConfig {
+                address: address.at_root(),
+                me: Some(me),
+                zone: config.zone.clone(),
+                patience: config.metadata_timeout.0,
+            })
         })
         .map_err(|error| MountError::Setting(format!("tracker: {error}")))?;
         let ours = tracker.bind().await?;
@@ -229,7 +258,7 @@ impl Mount {
         let content = Arc::new(EngineContent(engine));
         let writing = match config.read_only {
             true => None,
-            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop).await?),
+            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?),
         };
         let locator = tracker.clone();
         let fs = FileSystem::new(fs_config, tracker, content, locator, writing, invalidations, tasks.clone());
@@ -263,10 +292,11 @@ impl Mount {
             allow_other: config.allow_other,
             xattr: config.xattr,
         };
-        let (mounted, runtime, session_tasks) = (fs.clone(), Handle::current(), tasks.clone());
+        let (mounted, session_tasks) = (fs.clone(), tasks.clone());
+        let runtimes = Runtimes { reading: Handle::current(), names };
         let path = prepared.path.clone();
         let session = blocking(move || {
-            Session::mount(mounted, &session_config, forget, runtime, session_tasks)
+            Session::mount(mounted, &session_config, forget, runtimes, session_tasks)
                 .map_err(|source| MountError::Kernel { folder: path, source })
         })
         .await?;
@@ -281,7 +311,20 @@ impl Mount {
         // From here on it is for `unmount` to end what runs.
         undo.finished = true;
         let mountpoint = prepared.path;
-        Ok(Self { fs, peer, session, mountpoint, device, source, notes, admin, ready, tasks, stop })
+        Ok(Self {
+            fs,
+            peer,
+            session,
+            mountpoint,
+            device,
+            source,
+            notes,
+            admin,
+            ready,
+            tasks,
+            stop,
+            _names: names_runtime,
+        })
     }
 
     /// The folder; absolute.
@@ -339,6 +382,12 @@ impl Mount {
     }
 }
 
+/// Do `work`, and have what it begins run there.
+fn within<T>(runtime: &Handle, work: impl FnOnce() -> T) -> T {
+    let _within = runtime.enter();
+    work()
+}
+
 /// What writing needs; what an earlier mount left unsaved is told of.
 async fn writing(
     config: &MountConfig,
@@ -347,6 +396,7 @@ async fn writing(
     ours: SwarmId,
     tasks: &TaskTracker,
     stop: &CancellationToken,
+    names: &Handle,
 ) -> Result<Writing, MountError> {
     let status = tracker.status(0).await?;
     let replicas = status.replicas.max(1);
@@ -358,7 +408,7 @@ async fn writing(
         unasked_bytes: UNASKED_BYTES,
         ..UploadConfig::default()
     };
-    let uploader = Uploader::new(tracker.clone(), upload, tasks, stop.clone());
+    let uploader = within(names, || Uploader::new(tracker.clone(), upload, tasks, stop.clone()));
     let folder = config.spool_dir.clone().unwrap_or_else(|| cache_dir.join(SPOOL));
     let opened = {
         let folder = folder.clone();
