@@ -80,6 +80,11 @@ pub(crate) struct MountFlags {
     /// Longest that saving a file may go without progress before it fails [default: 60s]
     #[arg(long, value_name = "TIME")]
     write_timeout: Option<String>,
+    /// A close returns at once, and the file is saved meanwhile: until then others do not see it, and it is lost if
+    /// this machine is. fsync waits as ever
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "is_false")]
+    writeback: bool,
     /// Where what is written lies until the seeders have it [default: a folder of the cache's]
     #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,

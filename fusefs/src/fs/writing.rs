@@ -47,6 +47,8 @@ pub struct Writing {
     spool: Arc<Spool>,
     swarm: String,
     timeout: Duration,
+    /// A close does not wait.
+    writeback: bool,
     open: Mutex<Open>,
     owed: Mutex<Owed>,
 }
@@ -62,6 +64,8 @@ struct Open {
 pub(super) struct Written {
     unsaved: Unsaved,
     base: Mutex<Option<(u64, Arc<dyn OpenContent>)>>,
+    /// How a save ended that nobody waited for: for whoever closes or syncs next.
+    failed: Mutex<Option<Errno>>,
 }
 
 /// How a process named the file whose size it changed.
@@ -99,7 +103,12 @@ impl Open {
 impl Writing {
     /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
     pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
-        Self { outbox, spool, swarm, timeout, open: Mutex::default(), owed: Mutex::default() }
+        Self { outbox, spool, swarm, timeout, writeback: false, open: Mutex::default(), owed: Mutex::default() }
+    }
+
+    /// Whether a close returns at once and what was written is saved meanwhile.
+    pub fn with_writeback(self, writeback: bool) -> Self {
+        Self { writeback, ..self }
     }
 
     fn find(&self, inode: InodeNumber) -> Option<Arc<Written>> {
@@ -205,7 +214,7 @@ impl FileSystem {
             let new = || {
                 let (swarm, spool) = (writing.swarm.clone(), writing.spool.clone());
                 let unsaved = Unsaved::new(inode, swarm, path, base.clone(), spool, writing.outbox.segment_bytes());
-                Arc::new(Written { unsaved, base: Mutex::new(None) })
+                Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() })
             };
             let written = open.files.entry(inode).or_insert_with(new).clone();
             written.unsaved.enter();
@@ -304,11 +313,32 @@ impl FileSystem {
     }
 
     /// A handle is being closed: save what is unsaved.
+    ///
+    /// Errors: with writeback, also how an earlier save ended that nobody waited for.
     pub async fn flush(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
-        match self.written(inode) {
-            Some(written) => self.save(&written, AckLevel::Close).await.map(|_| ()),
-            None => Ok(()),
+        let Some(written) = self.written(inode) else { return Ok(()) };
+        if let Some(error) = written.failed.lock().take() {
+            return Err(error);
         }
+        match self.writing()?.writeback {
+            true => self.save_behind(written),
+            false => return self.save(&written, AckLevel::Close).await.map(|_| ()),
+        }
+        Ok(())
+    }
+
+    /// Save what is unsaved while nobody waits; if this process dies, its next one goes on.
+    fn save_behind(self: &Arc<Self>, written: Arc<Written>) {
+        if !written.unsaved.is_dirty() {
+            return;
+        }
+        written.unsaved.tell_saving();
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = this.save(&written, AckLevel::Close).await {
+                *written.failed.lock() = Some(error);
+            }
+        });
     }
 
     /// fsync(2): save what is unsaved; that, and all that a close had acknowledged before, survives a power cut.
@@ -319,6 +349,9 @@ impl FileSystem {
             return Ok(());
         }
         let written = self.written(inode);
+        if let Some(error) = written.as_ref().and_then(|written| written.failed.lock().take()) {
+            return Err(error);
+        }
         let saved = match &written {
             Some(written) => self.save(written, AckLevel::Fsync).await?,
             None => Saved::Already,

@@ -37,6 +37,8 @@ pub struct MountConfig {
     pub memory: Option<ByteCount>,
     /// Longest that a read may take.
     pub read_timeout: Span,
+    /// A close returns at once, and what was written is saved meanwhile: lost with this machine until then.
+    pub writeback: bool,
     /// Longest that saving a file may go without progress.
     pub write_timeout: Span,
     /// Longest that a question to the tracker may take.
@@ -90,6 +92,7 @@ impl Default for MountConfig {
             max_readahead: ByteCount(64 << 20),
             memory: None,
             read_timeout: Span(Duration::from_secs(30)),
+            writeback: false,
             write_timeout: Span(Duration::from_secs(60)),
             metadata_timeout: Span(Duration::from_secs(10)),
             metadata_ttl: Span(Duration::from_secs(3_600)),

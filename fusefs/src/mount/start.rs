@@ -418,7 +418,8 @@ async fn writing(
     if !left.is_empty() {
         tracing::warn!(files = left.len(), "an earlier mount left files unsaved: `swarmfs spool list` shows them");
     }
-    Ok(Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0))
+    let writing = Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0);
+    Ok(writing.with_writeback(config.writeback))
 }
 
 #[expect(clippy::too_many_arguments, reason = "all that there is to say of a mount, gathered once")]

@@ -322,6 +322,24 @@ fn what_was_not_saved_when_a_mount_died_is_listed_and_never_committed_unasked() 
 }
 
 #[test]
+fn what_a_writeback_mount_closed_is_saved_by_its_next_process() {
+    let mut swarm = Swarm::start(2);
+    let mut mount = swarm.mount_with(MountOptions { extra: vec!["--writeback".to_owned()], ..Default::default() });
+    let bytes = noise(4, 6 * MIB);
+    swarm.seeders.iter().for_each(|seeder| seeder.signal("STOP"));
+    let path: PathBuf = mount.path("file");
+    let mut file = File::create(&path).unwrap();
+    file.write_all(&bytes).unwrap();
+    close(file).expect("it waits for no seeder");
+    mount.kill();
+    swarm.seeders.iter().for_each(|seeder| seeder.signal("CONT"));
+    mount.restart();
+    // Read before it is saved as well: the kernel is to forget what it saw.
+    assert!(std::fs::read(&path).is_ok_and(|read| read.is_empty() || read == bytes));
+    eventually("it is saved", Duration::from_secs(60), || std::fs::read(&path).is_ok_and(|read| read == bytes));
+}
+
+#[test]
 fn a_file_whose_close_was_under_way_when_the_mount_died_is_saved_or_listed() {
     let mut swarm = Swarm::start(2);
     let mut mount = swarm.mount();

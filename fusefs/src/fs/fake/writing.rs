@@ -164,6 +164,13 @@ impl FakeSwarm {
 impl Bench {
     /// Over a swarm that can be written to, in segments of `segment_bytes`.
     pub(crate) async fn writing(segment_bytes: u64) -> (Self, Arc<FakeOutbox>, tempfile::TempDir) {
+        Self::writing_with(segment_bytes, |writing| writing).await
+    }
+
+    pub(crate) async fn writing_with(
+        segment_bytes: u64,
+        change: impl FnOnce(Writing) -> Writing,
+    ) -> (Self, Arc<FakeOutbox>, tempfile::TempDir) {
         let (swarm, folder) = (FakeSwarm::new(), tempfile::tempdir().unwrap());
         let outbox = Arc::new(FakeOutbox {
             swarm: swarm.clone(),
@@ -177,7 +184,7 @@ impl Bench {
             synced: Mutex::default(),
         });
         let (spool, _) = Spool::open(folder.path(), 0).unwrap();
-        let writing = Writing::new(outbox.clone(), spool, String::new(), Duration::from_secs(5));
+        let writing = change(Writing::new(outbox.clone(), spool, String::new(), Duration::from_secs(5)));
         (Self::over(swarm, false, Access::ReadWrite, Some(writing)).await, outbox, folder)
     }
 }

@@ -86,10 +86,14 @@ impl FileSystem {
         let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
         let unsaved = unsaved.map_err(|error| Left::AsItWas(error.to_string()))?;
         let file = unsaved.file().map_err(|error| Left::AsItWas(error.to_string()))?;
-        let written = Arc::new(Written { unsaved, base: Mutex::new(None) });
+        let written = Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() });
         let old = written.unsaved.base();
         let base = match self.save(&written, AckLevel::Close).await {
-            Ok(_) => written.unsaved.base(),
+            Ok(_) => {
+                // Nobody here wrote it: the kernel has the version before.
+                self.show_anew(inode);
+                written.unsaved.base()
+            }
             // Lost, but a conflict copy has it.
             Err(Errno::STALE) => old,
             Err(error) => {

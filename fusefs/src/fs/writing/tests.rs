@@ -237,3 +237,38 @@ async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
     assert_eq!(bench.fs.attributes(inode).await.unwrap().node.unwrap().links, 0);
     assert_eq!(bench.fs.copy_range((inode, 0), (to, 0), 4).await, Err(Errno::OPNOTSUPP), "the kernel copies the bytes");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_writeback_a_close_waits_for_nothing_and_an_fsync_as_ever() {
+    let (bench, outbox, _folder) = Bench::writing_with(1 << 20, |writing| writing.with_writeback(true)).await;
+    let inode = file(&bench, b"base").await;
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"B");
+    outbox.held.store(true, Ordering::SeqCst);
+    bench.fs.flush(inode).await.unwrap();
+    bench.fs.release(handle);
+    until_sent(&bench, &outbox, 1).await;
+    assert_eq!(bench.swarm.content(inode), "base");
+    outbox.held.store(false, Ordering::SeqCst);
+    bench.until("it is saved", |bench| bench.fs.unsaved_files() == 0).await;
+    assert_eq!(bench.swarm.content(inode), "Base");
+    let _handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"C");
+    bench.fs.sync(inode).await.unwrap();
+    assert_eq!(bench.swarm.content(inode), "Case");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_writeback_the_next_close_says_once_that_a_save_failed() {
+    let (bench, outbox, _folder) = Bench::writing_with(1 << 20, |writing| writing.with_writeback(true)).await;
+    let inode = file(&bench, b"base").await;
+    let _handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"B");
+    outbox.failing.store(true, Ordering::SeqCst);
+    bench.fs.flush(inode).await.unwrap();
+    bench.until("the save failed", |bench| bench.tasks.len() == FOLLOWING).await;
+    outbox.failing.store(false, Ordering::SeqCst);
+    assert_eq!(bench.fs.flush(inode).await, Err(Errno::IO));
+    bench.fs.flush(inode).await.unwrap();
+    bench.until("it is saved", |bench| bench.swarm.content(inode) == "Base").await;
+}
