@@ -10,6 +10,7 @@
 //!   its echo is pushed ([`own`]);
 //! * a leased file is as it is leased until the lease is over, or until it is known to have changed.
 
+mod answers;
 mod leases;
 mod listings;
 mod own;
@@ -23,7 +24,6 @@ use bytes::Bytes;
 use lru::LruCache;
 use swarm_proto::{InodeNumber, Revision, v1};
 
-use super::catalog::Entries;
 use super::invalidation::Invalidation;
 use super::node::Node;
 use leases::Leases;
@@ -291,39 +291,6 @@ impl Known {
         self.parents.get(&inode).cloned()
     }
 
-    /// An answer about an inode.
-    pub fn learn_node(&mut self, ticket: Ticket, node: Arc<Node>, now: Instant) -> Trust {
-        let inode = node.inode;
-        if self.changes.may_be_missed(ticket.newest, inode, b"") {
-            return Trust::For(Duration::ZERO);
-        }
-        self.keep_node(node, ticket.epoch, now, Revision::default());
-        self.trust(ticket.epoch, now, now).at_least_now().unless(self.own.is_changing(inode, b""))
-    }
-
-    fn keep_node(&mut self, node: Arc<Node>, epoch: u64, at: Instant, own: Revision) {
-        let inode = node.inode;
-        self.leases.forget_older(&node);
-        let own = self.nodes.peek(&inode).map_or(own, |old| old.own.max(own));
-        match self.nodes.push(inode, Learned { value: node.clone(), epoch, at, own }) {
-            Some((same, old)) if same == inode && old.value.version != node.version => {
-                self.untold.put(inode, ());
-            }
-            Some((other, _)) if other != inode => self.take_back.push(Invalidation::Attributes(other)),
-            _ => {}
-        }
-    }
-
-    /// A file that no change is acknowledged of before `until`. What else is known of it stays: the kernel was
-    /// told that.
-    pub fn learn_lease(&mut self, ticket: Ticket, node: Arc<Node>, until: Instant) {
-        let changed = self.changes.may_be_missed(ticket.newest, node.inode, b"");
-        let is_older = self.nodes.peek(&node.inode).is_some_and(|known| known.value.version > node.version);
-        if !changed && !is_older && ticket.epoch == self.epoch {
-            self.leases.keep(node, until);
-        }
-    }
-
     /// Whether what is known of an inode was replaced since it was last asked, so that the kernel may have been
     /// told another size.
     pub fn take_untold(&mut self, inode: InodeNumber) -> bool {
@@ -333,54 +300,6 @@ impl Known {
     /// A file as it is now in the whole swarm, if that is known without asking.
     pub fn leased(&self, inode: InodeNumber, now: Instant) -> Option<Arc<Node>> {
         self.leases.find(inode, now)
-    }
-
-    /// An answer about a name.
-    pub fn learn_name(
-        &mut self,
-        ticket: Ticket,
-        parent: InodeNumber,
-        name: Bytes,
-        node: Option<Arc<Node>>,
-        now: Instant,
-    ) -> Trust {
-        let child = node.as_ref().map(|node| node.inode);
-        let of_node = node.map(|node| self.learn_node(ticket, node, now));
-        if self.changes.may_be_missed(ticket.newest, parent, &name) {
-            return Trust::For(Duration::ZERO);
-        }
-        if let Some(child) = child {
-            self.parents.put(child, (parent, name.clone()));
-        }
-        let pending = self.own.is_changing(parent, &name);
-        self.keep_name(parent, name, child, ticket.epoch, now);
-        let trust = self.trust(ticket.epoch, now, now).at_least_now().unless(pending);
-        of_node.map_or(trust, |of_node| trust.and(of_node))
-    }
-
-    /// All entries of a directory, in the order of their names' bytes.
-    pub fn learn_listing(
-        &mut self,
-        ticket: Ticket,
-        directory: InodeNumber,
-        entries: Entries,
-        now: Instant,
-    ) -> Arc<Listing> {
-        let mut entries: Vec<_> = entries.into_iter().map(|(name, node)| (name, Arc::new(node))).collect();
-        entries.sort_by(|(left, _), (right, _)| left.cmp(right));
-        // An entry that changed while the listing was on its way notes the directory itself too.
-        let missed = self.changes.may_be_missed(ticket.newest, directory, b"");
-        for (name, node) in &entries {
-            self.learn_node(ticket, node.clone(), now);
-            if !missed {
-                self.parents.put(node.inode, (directory, name.clone()));
-            }
-        }
-        let listing = Arc::new(Listing { directory, entries });
-        if !missed {
-            self.listings.keep(listing.clone(), ticket.epoch, now);
-        }
-        listing
     }
 
     /// Given to the kernel as part of a listing.
@@ -394,25 +313,6 @@ impl Known {
         match self.name(directory, name, now) {
             Some((Some(node), trust)) if node.inode == child => Some((node, trust)),
             _ => None,
-        }
-    }
-
-    fn keep_name(&mut self, parent: InodeNumber, name: Bytes, child: Option<InodeNumber>, epoch: u64, at: Instant) {
-        self.keep_own_name((parent, name), child, epoch, at, Revision::default());
-    }
-
-    fn keep_own_name(
-        &mut self,
-        key: (InodeNumber, Bytes),
-        child: Option<InodeNumber>,
-        epoch: u64,
-        at: Instant,
-        own: Revision,
-    ) {
-        let own = self.names.peek(&key).map_or(own, |old| old.own.max(own));
-        let pushed_out = self.names.push(key.clone(), Learned { value: child, epoch, at, own });
-        if let Some(((parent, name), _)) = pushed_out.filter(|(other, _)| *other != key) {
-            self.take_back.push(Invalidation::Name(parent, name));
         }
     }
 

@@ -6,10 +6,12 @@
 
 mod copy;
 mod joining;
+mod letting_go;
 mod owed;
 mod reading;
 mod resume;
 mod save;
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -32,11 +34,12 @@ use super::{FileSystem, Found};
 use owed::Owed;
 use save::Saved;
 
-use crate::errno::{self, Errno};
+use crate::errno::Errno;
 use crate::write::pieces::{Source, Stamp};
-use crate::write::spool::State;
 use crate::write::unsaved::{At, Base, Unsaved};
 use crate::write::{Outbox, Spool};
+
+pub use sizes::{Reserve, ResizedBy};
 
 /// Largest file: what `off_t` can say.
 const MOST_BYTES: u64 = i64::MAX as u64;
@@ -66,38 +69,6 @@ pub(super) struct Written {
     base: Mutex<Option<(u64, Arc<dyn OpenContent>)>>,
     /// How a save ended that nobody waited for: for whoever closes or syncs next.
     failed: Mutex<Option<Errno>>,
-}
-
-/// How a process named the file whose size it changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResizedBy {
-    /// ftruncate(2): it is saved when the handle is closed.
-    Handle,
-    /// truncate(2): it is saved at once.
-    Name,
-}
-
-/// What to do with a range of a file besides reading and writing it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reserve {
-    /// Have it lie within the file.
-    Within,
-    /// Nothing but check that it could be: no room is set aside.
-    Nothing,
-    /// Make zeros of it, within the file as it is.
-    Punch,
-    /// Make zeros of it, and have it lie within the file.
-    Zero,
-}
-
-impl Open {
-    /// This one, not what has come in its place since.
-    fn forget(&mut self, written: &Arc<Written>) {
-        let inode = written.unsaved.inode();
-        if self.files.get(&inode).is_some_and(|found| Arc::ptr_eq(found, written)) {
-            self.files.remove(&inode);
-        }
-    }
 }
 
 impl Writing {
@@ -257,61 +228,6 @@ impl FileSystem {
         written.unsaved.sends_early(range, stamp, async move { sending.await.ok().flatten() }.boxed().shared());
     }
 
-    /// Change the size of a file: of one that is open for writing here, with its next save, otherwise at once.
-    pub async fn resize(self: &Arc<Self>, inode: InodeNumber, size: u64, by: ResizedBy) -> Result<(), Errno> {
-        if size > MOST_BYTES {
-            return Err(Errno::FBIG);
-        }
-        let joined = self.writing()?.join(inode);
-        let opened = match &joined {
-            Some(_) => None,
-            None => {
-                let (node, version) = self.current(inode).await?;
-                Some(self.enter(node, version)?)
-            }
-        };
-        let outcome = async {
-            let written = self.written(inode).ok_or(Errno::STALE)?;
-            if written.unsaved.shape().size != size || by == ResizedBy::Handle {
-                self.cut(inode, size)?;
-            }
-            match by {
-                ResizedBy::Handle => Ok(()),
-                ResizedBy::Name => self.save(&written, AckLevel::Close).await.map(|_| ()),
-            }
-        };
-        let outcome = outcome.await;
-        if let Some(joined) = joined {
-            self.part(joined);
-        }
-        if let Some(opened) = opened {
-            self.release(opened.handle);
-        }
-        outcome
-    }
-
-    fn cut(&self, inode: InodeNumber, size: u64) -> Result<(), Errno> {
-        let written = self.written(inode).ok_or(Errno::STALE)?;
-        written.unsaved.resize(size, now_ns()).map_err(|error| spool_error(&error))
-    }
-
-    /// fallocate(2) of a file that is open for writing.
-    pub fn reserve(&self, inode: InodeNumber, range: ByteRange, reserve: Reserve) -> Result<(), Errno> {
-        let written = self.written(inode).ok_or(Errno::BADF)?;
-        if range.end > MOST_BYTES {
-            return Err(Errno::FBIG);
-        }
-        let now = now_ns();
-        let size = written.unsaved.shape().size;
-        if matches!(reserve, Reserve::Punch | Reserve::Zero) {
-            written.unsaved.punch(range, now);
-        }
-        match matches!(reserve, Reserve::Within | Reserve::Zero) && range.end > size {
-            true => written.unsaved.resize(range.end, now).map_err(|error| spool_error(&error)),
-            false => Ok(()),
-        }
-    }
-
     /// A handle is being closed: save what is unsaved.
     ///
     /// Errors: with writeback, also how an earlier save ended that nobody waited for.
@@ -368,89 +284,6 @@ impl FileSystem {
             Saved::Here | Saved::Nameless => Ok(()),
             Saved::Already => self.sync_names(self.config.root).await,
         }
-    }
-
-    /// After a handle that writes was closed: what mmap(2) wrote since is saved, then the file is let go.
-    pub(super) fn leave(self: &Arc<Self>, handle: u64, inode: InodeNumber) {
-        let Some(writing) = &self.writing else { return };
-        if !writing.open.lock().handles.remove(&handle) {
-            return;
-        }
-        if let Some(written) = writing.find(inode) {
-            self.part(written);
-        }
-    }
-
-    /// One fewer writes it: the last one has it saved and let go.
-    fn part(self: &Arc<Self>, written: Arc<Written>) {
-        if written.unsaved.leave() > 0 || self.let_go(&written, Saved::Here) {
-            return;
-        }
-        let this = self.clone();
-        self.tasks.spawn(async move {
-            loop {
-                match this.save(&written, AckLevel::Close).await {
-                    Ok(saved) if this.let_go(&written, saved) => return,
-                    // Changed since that save began.
-                    Ok(_) => {}
-                    Err(error) => return this.keep(&written, error).await,
-                }
-            }
-        });
-    }
-
-    /// Forget a file that nobody writes any more; false: it is to be saved first.
-    fn let_go(&self, written: &Arc<Written>, saved: Saved) -> bool {
-        let Some(writing) = &self.writing else { return true };
-        let mut open = writing.open.lock();
-        if written.unsaved.writers() > 0 {
-            return true;
-        }
-        let done = saved == Saved::Nameless || !written.unsaved.is_dirty();
-        if done {
-            open.forget(written);
-        }
-        done
-    }
-
-    /// Forget a file whatever of it is unsaved; false: somebody writes it again.
-    fn give_up_on(&self, written: &Arc<Written>) -> bool {
-        let Some(writing) = &self.writing else { return false };
-        let mut open = writing.open.lock();
-        let nobody = written.unsaved.writers() == 0;
-        if nobody {
-            open.forget(written);
-        }
-        nobody
-    }
-
-    /// What could not be saved waits for a person, and the file is again as the swarm has it.
-    async fn keep(&self, written: &Arc<Written>, error: Errno) {
-        let unsaved = &written.unsaved;
-        let _turn = unsaved.saving.lock().await;
-        if !self.give_up_on(written) {
-            return tracing::warn!(%error, inode = %unsaved.inode(), "a file could not be saved: its writer will try again");
-        }
-        if !unsaved.is_dirty() {
-            // A conflict copy has it, or somebody else saved it.
-            return;
-        }
-        let note = unsaved.note(State::Failed, Some(errno::words(error)));
-        match (note, unsaved.take_file()) {
-            (Some(note), Some(file)) => match file.keep(&note) {
-                Ok(()) => tracing::error!(
-                    path = note.path,
-                    number = note.number,
-                    folder = %self.writing.as_ref().map(|w| w.spool.folder().display().to_string()).unwrap_or_default(),
-                    %error,
-                    "a file could not be saved: its bytes are kept, `swarmfs spool` lists, retries and discards them"
-                ),
-                Err(failed) => tracing::error!(%error, %failed, "a file could not be saved, nor a note of it be kept"),
-            },
-            _ => tracing::error!(%error, inode = %unsaved.inode(), "a change of size could not be saved"),
-        }
-        unsaved.give_all_up();
-        self.invalidations.send([Invalidation::Content(unsaved.inode()), Invalidation::Attributes(unsaved.inode())]);
     }
 
     /// Times of a file that is not saved yet; they go with its save. False: nothing of it is unsaved.

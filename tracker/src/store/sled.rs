@@ -45,11 +45,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::database::Database;
-use self::journal::Journal;
+use self::journal::{Committed, Journal};
 use self::table::{Found, Merged, Source, Table};
 use super::history::{Follower, History};
 use super::{
-    Commit, EVENT_BUDGET, Event, KeyValue, Leadership, Outcome, Page, Store, StoreError, Versioned, Write, event_weight,
+    Commit, EVENT_BUDGET, Event, KeyValue, Leadership, Outcome, Page, Store, StoreError, Versioned, event_weight,
 };
 
 /// How much later than a commit a power cut can still undo it.
@@ -365,7 +365,7 @@ fn take_journals(folder: &Path, database: &Database) -> Result<u64, StoreError> 
 }
 
 /// Whether no commit is missing: neither within, nor between `newest` and the first.
-fn follows(commits: &[(Revision, Vec<Write>)], newest: Revision) -> bool {
+fn follows(commits: &[Committed], newest: Revision) -> bool {
     let starts = commits.first().is_some_and(|(first, _)| first.0 <= newest.0.saturating_add(1));
     starts && commits.windows(2).all(|pair| pair[0].0.0.checked_add(1) == Some(pair[1].0.0))
 }

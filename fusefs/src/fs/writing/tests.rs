@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::fs::fake::{Bench, FakeOutbox, ROOT};
 use crate::fs::node::Kind;
-use crate::write::spool::Note;
+use crate::write::spool::{Note, State};
 
 /// Tasks of a mount in which nothing happens: one follows the changes.
 const FOLLOWING: usize = 1;

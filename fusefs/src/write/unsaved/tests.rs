@@ -1,9 +1,10 @@
 //! What is written during a save stays unsaved, appends move behind others, and the next process goes on.
 
 use futures::FutureExt;
-use swarm_proto::{Segment, SegmentId};
+use swarm_proto::{Extent, Segment, SegmentId};
 
 use super::*;
+use crate::write::spool::State;
 
 fn base(version: u64, size: u64) -> Base {
     let holes = if size > 0 { vec![Extent::Hole { length: size }] } else { Vec::new() };

@@ -245,9 +245,11 @@ impl Database {
     pub(super) fn flush(&self) -> io::Result<()> {
         {
             let mut writing = self.journal.lock();
-            let unwritten = std::mem::take(&mut writing.unwritten);
+            let Writing { journal, unwritten, .. } = &mut *writing;
             if !unwritten.is_empty() {
-                writing.journal.append(&unwritten)?;
+                // After an error they stay: among them may be rows of others, whose flush is still to come.
+                journal.append(unwritten)?;
+                unwritten.clear();
             }
         }
         let in_memory = self.tables.read().active.bytes;
@@ -309,10 +311,10 @@ impl Database {
     }
 
     fn take_frozen(&self) -> io::Result<()> {
-        let (file, suspect) = {
+        let (file, suspect, path) = {
             let writing = self.journal.lock();
             let Some(before) = &writing.before else { return Ok(()) };
-            (before.file(), before.suspect)
+            (before.file(), before.suspect, before.path().to_owned())
         };
         if !suspect {
             // First: a journal that lost its end in a power cut must not be older than sled.
@@ -323,8 +325,13 @@ impl Database {
         guard(|| self.db.flush())?;
         sync_sled(self.disk.as_ref(), &self.folder)?;
         self.tables.write().frozen = Arc::default();
-        let before = self.journal.lock().before.take();
-        before.map_or(Ok(()), |journal| self.disk.unlink(journal.path()))
+        // Before sled takes anything newer: the next start would put these rows over that.
+        match self.disk.unlink(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.journal.lock().before = None;
+        Ok(())
     }
 
     /// Make the names of its files survive a power cut; needed once after they were created.

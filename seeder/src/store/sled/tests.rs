@@ -232,6 +232,7 @@ async fn the_disk_follows_a_close_level_acknowledgement_by_itself() {
 
 mod crash;
 mod home;
+mod journal;
 mod kill;
 mod model;
 mod rot;

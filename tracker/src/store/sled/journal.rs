@@ -20,6 +20,9 @@ use crate::store::Write;
 const MAGIC: &[u8] = b"swarm-journal 1\n";
 const PREFIX: &str = "journal-";
 
+/// A commit as a journal has it.
+pub(super) type Committed = (Revision, Vec<Write>);
+
 /// A journal that is being written.
 pub(super) struct Journal {
     path: PathBuf,
@@ -80,7 +83,7 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 /// Every whole commit of a journal in order, and the bytes after the last one, of which a crash leaves some.
 ///
 /// Cost: the file in memory; it is as large as what the database lags behind.
-pub(super) fn read(path: &Path) -> io::Result<(Vec<(Revision, Vec<Write>)>, usize)> {
+pub(super) fn read(path: &Path) -> io::Result<(Vec<Committed>, usize)> {
     let mut bytes = Bytes::from(fs::read(path)?);
     if !bytes.starts_with(MAGIC) {
         return Ok((Vec::new(), bytes.len()));

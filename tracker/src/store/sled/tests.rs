@@ -1,7 +1,7 @@
 //! The sled engine: the conformance suite, and what only a disk can do.
 
 use super::*;
-use crate::store::Condition;
+use crate::store::{Condition, Write};
 
 async fn open(folder: &Path) -> Result<SledStore, StoreError> {
     SledStore::open(folder, &TaskTracker::new(), CancellationToken::new()).await
@@ -240,4 +240,21 @@ fn a_journal_after_lost_commits_is_left_out_and_kept() {
     assert!(folder.path().join("journal-1.incomplete").exists());
     drop(again);
     assert_eq!(open_alone(folder.path()).events.newest(), Revision(2), "a start later it is the same");
+}
+
+#[tokio::test]
+async fn commits_wait_while_too_much_is_unsettled() {
+    let folder = tempfile::tempdir().unwrap();
+    // No task takes commits to sled: what does is the commit itself.
+    let store = SledStore { inner: Arc::new(open_alone(folder.path())) };
+    let value = "v".repeat(1024 * 1024);
+    let unsettled = || store.inner.tables.read().active.bytes();
+    let mut most = 0;
+    for n in 0..2 * MOST_UNSETTLED / value.len() {
+        store.commit(put(&format!("{}", n % 3), &value)).await.unwrap();
+        most = most.max(unsettled());
+    }
+    assert!(most > MOST_UNSETTLED, "it was tried: {most}");
+    assert!(most <= MOST_UNSETTLED + 2 * value.len(), "{most}");
+    assert_eq!(journals(folder.path()).len(), 1);
 }

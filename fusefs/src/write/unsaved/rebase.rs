@@ -1,0 +1,126 @@
+//! Another base below what is unsaved: somebody else saved the file, or this mount's version went elsewhere.
+//!
+//! Not the decision which of them wins. Invariant: afterwards the data file holds no byte that the pieces do not have
+//! there, so that it tells the next process what is unsaved.
+
+use std::io;
+
+use swarm_proto::ByteRange;
+
+use super::telling::Told;
+use super::{Base, Inner, Unsaved};
+use crate::write::pieces::{Pieces, Source, Stamp};
+
+/// Whether what is unsaved was put behind another base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebased {
+    /// It was.
+    Done,
+    /// It was not: not all of it was appended.
+    NotAppended,
+}
+
+impl Unsaved {
+    /// The base is another now, and nothing of this mount differs from it.
+    ///
+    /// Shape: false: something is unsaved, and nothing was done.
+    pub fn meet(&self, base: &Base) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.is_dirty() {
+            return false;
+        }
+        // An answer may be older than what was saved since it was asked for.
+        if inner.base.version < base.version {
+            inner.restart(base.clone());
+        }
+        true
+    }
+
+    /// The base was replaced on purpose: what is unsaved lies over the new one.
+    pub fn replaced(&self, base: Base) {
+        let mut inner = self.inner.lock();
+        let pieces = inner.pieces.over_base(base.manifest.size());
+        inner.stand_on(base, pieces);
+        inner.clear_spool();
+        self.tell_anew(&mut inner);
+    }
+
+    /// What was unsaved at `stamp` is given up, as another file has it: this one is `base`, with what was written since.
+    pub fn give_up(&self, stamp: Stamp, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces.settle(stamp);
+        if !inner.pieces.is_dirty() {
+            return inner.restart(base);
+        }
+        let pieces = inner.pieces.over_base(base.manifest.size());
+        inner.stand_on(base, pieces);
+        inner.early.clear();
+        inner.clear_spool();
+        self.tell_anew(&mut inner);
+    }
+
+    /// All that is unsaved is given up; whoever calls this has kept it elsewhere.
+    pub fn give_all_up(&self) {
+        let mut inner = self.inner.lock();
+        let base = inner.base.clone();
+        inner.restart(base);
+    }
+
+    /// Put what was appended behind another base; nothing is done if something else was written meanwhile.
+    pub fn rebase(&self, base: Base) -> io::Result<Rebased> {
+        let mut inner = self.inner.lock();
+        if !inner.is_appended() {
+            return Ok(Rebased::NotAppended);
+        }
+        let (old, new) = (inner.base.manifest.size(), base.manifest.size());
+        let size = inner.pieces.size();
+        if let Some(file) = &inner.file {
+            file.stretch(size)?;
+            file.shift(ByteRange { start: old, end: size.max(old) }, new)?;
+        }
+        inner.stamp += 1;
+        let stamp = inner.stamp;
+        let pieces = inner.pieces.moved(old, new, stamp);
+        inner.stand_on(base, pieces);
+        inner.early.clear();
+        inner.clear_spool();
+        self.tell_anew(&mut inner);
+        Ok(Rebased::Done)
+    }
+}
+
+impl Inner {
+    /// All that is unsaved was appended.
+    pub(super) fn is_appended(&self) -> bool {
+        self.not_appended.is_none() && self.pieces.is_append_to(self.base.manifest.size())
+    }
+
+    /// Have these pieces over another base.
+    pub(super) fn stand_on(&mut self, base: Base, pieces: Pieces) {
+        (self.base, self.pieces, self.allocated) = (base, pieces, None);
+    }
+
+    pub(super) fn restart(&mut self, base: Base) {
+        let pieces = Pieces::new(base.manifest.size());
+        self.stand_on(base, pieces);
+        (self.file, self.told) = (None, Told::Nothing);
+        self.moves += 1;
+        (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
+        (self.not_appended, self.timed) = (None, None);
+        self.shared.clear();
+        self.early.clear();
+    }
+
+    /// Take out of the data file what the pieces do not have there, so that it tells what is unsaved.
+    pub(super) fn clear_spool(&mut self) {
+        self.moves += 1;
+        let Some(file) = &self.file else { return };
+        let size = self.pieces.size();
+        let is_longer = file.file().metadata().is_ok_and(|found| found.len() > size);
+        if is_longer && let Err(error) = file.cut(size) {
+            tracing::warn!(%error, "cut a file of the spool");
+        }
+        let others = self.pieces.over(ByteRange::at(0, size)).filter(|(_, source)| *source != Source::Spool);
+        others.for_each(|(range, _)| self.forget(file, range));
+    }
+}

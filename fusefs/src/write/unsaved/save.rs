@@ -1,0 +1,138 @@
+//! A save that is under way: what it began with, and what becomes of the file when it is done.
+//!
+//! Not the sending and not the commit. Invariant: only what was unsaved at the stamp that the save began with is
+//! settled; what was written since stays unsaved, over the new base.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use swarm_proto::{ByteRange, Extent};
+
+use super::telling::Told;
+use super::{Base, Early, Plan, Unsaved};
+use crate::write::pieces::{Pieces, Sent, Stamp};
+use crate::write::spool::{SpoolFile, State};
+
+/// All that a save needs, as of the moment that it began.
+pub struct Save {
+    /// Settle this when it is done.
+    pub stamp: Stamp,
+    /// What is replaced.
+    pub base: Base,
+    /// The file.
+    pub pieces: Pieces,
+    /// Its bytes.
+    pub file: Option<Arc<SpoolFile>>,
+    /// When it was written.
+    pub modified_ns: i64,
+    /// When it was changed.
+    pub changed_ns: i64,
+    /// If somebody said so.
+    pub accessed_ns: Option<i64>,
+    /// All that is unsaved was appended.
+    pub appended: bool,
+    /// What was sent already, by where it begins.
+    pub early: BTreeMap<u64, Early>,
+    /// What is sent as one segment each, whatever it was made of.
+    pub joined: Option<Joined>,
+}
+
+/// Stretches of a file that were read for a save, to be sent whole.
+pub struct Joined {
+    /// Has their bytes, at their own offsets.
+    pub file: Arc<File>,
+    /// In order, none touching a hole.
+    pub runs: Vec<ByteRange>,
+}
+
+impl Save {
+    /// Where the bytes of a range are, as of the moment that it began.
+    pub fn plan(&self, range: ByteRange) -> Plan {
+        let pieces = self.pieces.over(range).collect();
+        Plan { pieces, base: self.base.clone(), file: self.file.clone(), moves: 0 }
+    }
+
+    /// What of the spool is to be sent, in order.
+    pub fn to_send(&self) -> Vec<ByteRange> {
+        let mut left = self.pieces.clone();
+        // What is joined is sent from elsewhere.
+        self.runs().iter().for_each(|run| left.punch(*run, self.stamp));
+        left.unsaved_in_spool()
+    }
+
+    /// What is sent as one segment each, in order.
+    pub fn runs(&self) -> &[ByteRange] {
+        self.joined.as_ref().map_or(&[], |joined| &joined.runs)
+    }
+
+    /// The extents of the file, as [`Pieces::extents`] has them.
+    pub fn extents(&self, sent: &Sent) -> Option<Vec<Extent>> {
+        let mut pieces = self.pieces.clone();
+        self.runs().iter().for_each(|run| pieces.write(*run, self.stamp));
+        pieces.extents(&self.base.manifest, sent)
+    }
+}
+
+impl Unsaved {
+    /// Begin to save it. None: nothing is unsaved.
+    pub fn begin_save(&self) -> Option<Save> {
+        let mut inner = self.inner.lock();
+        if !inner.is_dirty() {
+            return None;
+        }
+        let stamp = inner.stamp;
+        inner.stamp += 1;
+        Some(Save {
+            stamp,
+            base: inner.base.clone(),
+            pieces: inner.pieces.clone(),
+            file: inner.file.clone(),
+            modified_ns: inner.modified_ns.unwrap_or_default(),
+            changed_ns: inner.changed_ns.unwrap_or_default(),
+            accessed_ns: inner.accessed_ns,
+            appended: inner.is_appended(),
+            early: inner.early.clone(),
+            joined: None,
+        })
+    }
+
+    /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.
+    pub fn tell_saving(&self) {
+        let mut inner = self.inner.lock();
+        if let (Some(file), Some(note)) = (inner.file.clone(), self.note_of(&inner, State::Saving, None)) {
+            file.saving(note);
+            inner.told = Told::Saving;
+        }
+    }
+
+    /// What was unsaved at `stamp` is saved, and is the base from now on.
+    pub fn settle(&self, stamp: Stamp, base: Base) {
+        let mut inner = self.inner.lock();
+        inner.pieces.settle(stamp);
+        inner.base = base;
+        inner.not_appended = inner.not_appended.filter(|at| *at > stamp);
+        inner.timed = inner.timed.filter(|at| *at > stamp);
+        inner.early.clear();
+        if !inner.is_dirty() {
+            (inner.modified_ns, inner.changed_ns, inner.accessed_ns) = (None, None, None);
+        }
+        self.tell_anew(&mut inner);
+    }
+
+    /// Whether nothing of a range was changed after `stamp`.
+    pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
+        self.inner.lock().pieces.is_as_at(range, stamp)
+    }
+
+    /// The base has these in one: what of the spool is saved there is not needed any more.
+    pub fn leave_to_base(&self, runs: &[ByteRange]) {
+        let mut inner = self.inner.lock();
+        let saved: Vec<ByteRange> = runs.iter().flat_map(|run| inner.pieces.leave_to_base(*run)).collect();
+        inner.moves += 1;
+        if let Some(file) = inner.file.clone() {
+            saved.into_iter().for_each(|range| inner.forget(&file, range));
+        }
+        self.tell_anew(&mut inner);
+    }
+}
