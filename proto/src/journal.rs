@@ -87,6 +87,20 @@ pub fn read(mut bytes: Bytes) -> (Vec<Record>, usize) {
     (records, bytes.len())
 }
 
+/// The stamp of a whole record that lies somewhere in `bytes`, which begin with none, and is above `after`: then they are
+/// not what a crash left of the last one, but damaged.
+///
+/// Cost: a look at each byte, and a hash where it may begin a record.
+pub fn behind_damage(bytes: &Bytes, after: u64) -> Option<u64> {
+    const STAMP_END: usize = HEAD_BYTES + 8;
+    (1..bytes.len().saturating_sub(STAMP_END)).find_map(|start| {
+        let stamp = u64::from_le_bytes(*bytes[start + HEAD_BYTES..].first_chunk()?);
+        // No file has so many: it spares the hash.
+        let may_be = stamp > after && stamp - after < bytes.len() as u64;
+        may_be.then(|| first(&bytes.slice(start..))).flatten().map(|(record, _)| record.stamp)
+    })
+}
+
 fn first(bytes: &Bytes) -> Option<(Record, usize)> {
     let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
     let end = HEAD_BYTES.checked_add(length)?;
@@ -146,10 +160,23 @@ mod tests {
         fn a_flipped_bit_ends_the_journal_before_its_record(records in prop::collection::vec(any_record(), 1..6), at in any::<prop::sample::Index>(), bit in 0..8) {
             let (mut bytes, ends) = bytes_of(&records);
             let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             let (read, _) = read(bytes.into());
             let before = ends.iter().filter(|end| **end <= at).count() - 1;
             prop_assert_eq!(&read[..], &records[..before]);
+        }
+
+        #[test]
+        fn what_lies_behind_damage_is_found_and_a_torn_end_is_none(count in 2u64..6, at in any::<prop::sample::Index>()) {
+            let records: Vec<Record> =
+                (1..=count).map(|stamp| Record { stamp, writes: vec![(Bytes::from("key"), None)] }).collect();
+            let (bytes, ends) = bytes_of(&records);
+            let at = at.index(ends[1]);
+            let mut damaged: Vec<u8> = bytes.clone();
+            damaged[at] ^= 1u8;
+            prop_assert_eq!(behind_damage(&Bytes::from(damaged), 0), Some(2));
+            let torn = Bytes::copy_from_slice(&bytes[ends[ends.len() - 2]..][..at]);
+            prop_assert_eq!(behind_damage(&torn, count - 1), None);
         }
 
         #[test]

@@ -14,9 +14,13 @@ use super::known::Trust;
 use super::node::{Kind, Node};
 use super::open_files::{Backing, Mode, Opened, Reading};
 use super::siblings::Siblings;
+use super::writing::NeverPassed;
 use super::{FileSystem, MANIFEST_EXTENTS_MOST, differ};
 use crate::errno::{self, Errno};
 
+/// Smaller files are never read by the kernel alone: it gains little there, and whoever reads a handle that it got so
+/// sees nothing of what others on this machine write.
+const PASSED_BYTES_LEAST: u64 = 1024 * 1024;
 /// Largest file that is fetched ahead of a walk.
 const WALK_FILE_BYTES_MOST: u64 = 1024 * 1024;
 /// Bytes that are fetched ahead of a walk at once.
@@ -46,7 +50,10 @@ impl FileSystem {
         if let Some(written) = self.written(inode) {
             written.meet(&node, &version);
         }
-        let content = self.content.open(&version);
+        let mut content = self.content.open(&version);
+        if node.size < PASSED_BYTES_LEAST {
+            content = Arc::new(NeverPassed(content));
+        }
         let opened = self.open.open(node.clone(), version, content, back);
         self.tell_opened(inode);
         // Before the caller goes on, so that it never reads the new bytes within the old size.

@@ -96,7 +96,7 @@ impl Writing {
 }
 
 /// A version that is read through the daemon, whatever of it is in the cache.
-struct NeverPassed(Arc<dyn OpenContent>);
+pub(super) struct NeverPassed(pub(super) Arc<dyn OpenContent>);
 
 impl OpenContent for NeverPassed {
     fn read(

@@ -71,6 +71,10 @@ impl FileSystem {
     ///
     /// Errors: as [`Self::set_extended`]; [`Errno::NODATA`] if there is none.
     pub async fn remove_extended(&self, inode: InodeNumber, name: Bytes) -> Result<(), Errno> {
+        // Listed, never stored: whoever removes all that it did not copy goes on.
+        if name.starts_with(VIRTUAL_PREFIX) {
+            return Ok(());
+        }
         may_be_stored(&name)?;
         let set = v1::SetExtended { inode: inode.0, name, value: None, mode: ExtendedMode::Set.into() };
         self.change_inode(inode, Operation::SetExtended(set)).await.map(drop)

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use fuser::{INodeNo, RenameFlags, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr, Request, TimeOrNow};
 use swarm_proto::InodeNumber;
 
@@ -290,7 +292,15 @@ pub(super) fn maker(request: &Request, mode: u32) -> Maker {
 fn when(time: TimeOrNow) -> When {
     match time {
         TimeOrNow::Now => When::Now,
-        TimeOrNow::SpecificTime(time) => When::At(fs::nanoseconds(time)),
+        TimeOrNow::SpecificTime(time) => When::At(nanoseconds(time)),
+    }
+}
+
+/// fuser takes the nanoseconds of a time before 1970 off, where the kernel means them added.
+fn nanoseconds(time: SystemTime) -> i64 {
+    match UNIX_EPOCH.duration_since(time) {
+        Ok(before) => fs::nanoseconds(time).saturating_add(2 * i64::from(before.subsec_nanos())),
+        Err(_) => fs::nanoseconds(time),
     }
 }
 

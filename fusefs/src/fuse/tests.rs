@@ -263,26 +263,26 @@ fn pages_outlive_the_handle_as_long_as_nothing_changes() {
 #[test]
 fn a_complete_file_is_read_by_the_kernel_alone() {
     let mounted = Mounted::new(false);
-    let inode = mounted.file("file", &[7; 100_000]);
+    let inode = mounted.file("file", &[7; 2_000_000]);
     mounted.swarm().complete.store(true, Ordering::SeqCst);
     let first = File::open(mounted.path("file")).unwrap();
     if let Some(reason) = mounted.fs().no_passthrough() {
         eprintln!("skipped: the kernel does not pass reads through here: {reason}");
         return;
     }
-    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [7; 100_000]);
+    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [7; 2_000_000]);
     assert_eq!((mounted.reads(), mounted.opens("passthrough")), (0, 2));
     // A newer version beside it comes from the daemon; the older handle stays with its own.
-    mounted.swarm().write(inode, &[8; 50_000]);
-    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [8; 50_000]);
+    mounted.swarm().write(inode, &[8; 1_500_000]);
+    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [8; 1_500_000]);
     assert_eq!(mounted.opens("direct"), 1);
     let mut old = Vec::new();
     (&first).read_to_end(&mut old).unwrap();
-    assert_eq!(old, [7; 100_000]);
+    assert_eq!(old, [7; 2_000_000]);
     drop(first);
     eventually("the file is closed", || mounted.fs().open_handles() == 0);
     let before = mounted.reads();
-    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [8; 50_000]);
+    assert_eq!(std::fs::read(mounted.path("file")).unwrap(), [8; 1_500_000]);
     assert_eq!((mounted.reads(), mounted.opens("passthrough")), (before, 3));
 }
 

@@ -155,11 +155,13 @@ async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: Cancellation
         };
         // Holds the store only while it works, so that a store that nobody has any more is closed.
         let Some(inner) = inner.upgrade() else { return };
-        match blocking(move || inner.settle()).await {
+        let settling = inner.clone();
+        match blocking(move || settling.settle()).await {
             Ok(()) => {}
-            Err(StoreError::Full) => tracing::warn!("no room to take commits from the journal to sled"),
-            // It would fail ever after.
-            Err(error) => return tracing::error!(%error, "take commits from the journal to sled"),
+            Err(error) if inner.lost.get().is_some() => {
+                return tracing::error!(%error, "take commits from the journal to sled");
+            }
+            Err(error) => tracing::warn!(%error, "take commits from the journal to sled; tried again"),
         }
     }
 }
@@ -337,8 +339,11 @@ fn take_journals(folder: &Path, database: &Database) -> Result<u64, StoreError> 
     let mut table = Table::default();
     for (_, path) in &found {
         let (commits, rest) = journal::read(path).map_err(StoreError::io("read a journal"))?;
-        if rest > 0 {
-            tracing::warn!(path = %path.display(), bytes = rest, "left out what is no whole commit at the end");
+        if rest.bytes > 0 {
+            tracing::warn!(path = %path.display(), bytes = rest.bytes, "left out what is no whole commit at the end");
+        }
+        if let Some(newer) = rest.newer {
+            keep_damaged(path, newer)?;
         }
         // An older one was settled, only not removed.
         if commits.last().is_none_or(|(newest, _)| *newest < settled) {
@@ -368,6 +373,20 @@ fn take_journals(folder: &Path, database: &Database) -> Result<u64, StoreError> 
 fn follows(commits: &[Committed], newest: Revision) -> bool {
     let starts = commits.first().is_some_and(|(first, _)| first.0 <= newest.0.saturating_add(1));
     starts && commits.windows(2).all(|pair| pair[0].0.0.checked_add(1) == Some(pair[1].0.0))
+}
+
+/// Not torn at its end, but damaged before: whole commits behind the damage are left out, and kept for whoever can tell
+/// what they were. The catalog is as it was before the first of them.
+fn keep_damaged(path: &Path, newer: Revision) -> Result<(), StoreError> {
+    let mut copy = path.as_os_str().to_owned();
+    copy.push(".damaged");
+    tracing::error!(
+        path = %path.display(),
+        %newer,
+        "this journal is damaged: commits behind the damage are lost, it is copied to {}; is the disk failing?",
+        Path::new(&copy).display()
+    );
+    fs::copy(path, copy).map(drop).map_err(StoreError::io("copy a damaged journal"))
 }
 
 /// What a power cut left of commits after one that it took: nobody was told that these are on the disk.

@@ -80,19 +80,31 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Every whole commit of a journal in order, and the bytes after the last one, of which a crash leaves some.
+/// What comes after the last whole commit of a journal.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// How much; a crash leaves some.
+    pub(super) bytes: usize,
+    /// Revision of a whole commit in there: the journal is damaged.
+    pub(super) newer: Option<Revision>,
+}
+
+/// Every whole commit of a journal in order, and what is after them.
 ///
 /// Cost: the file in memory; it is as large as what the database lags behind.
-pub(super) fn read(path: &Path) -> io::Result<(Vec<Committed>, usize)> {
+pub(super) fn read(path: &Path) -> io::Result<(Vec<Committed>, Rest)> {
     let mut bytes = Bytes::from(fs::read(path)?);
     if !bytes.starts_with(MAGIC) {
-        return Ok((Vec::new(), bytes.len()));
+        let newer = journal::behind_damage(&bytes, 0).map(Revision);
+        return Ok((Vec::new(), Rest { bytes: bytes.len(), newer }));
     }
     bytes.advance(MAGIC.len());
-    let (records, rest) = journal::read(bytes);
+    let (records, rest) = journal::read(bytes.clone());
+    let newest = records.last().map_or(0, |record| record.stamp);
+    let newer = journal::behind_damage(&bytes.slice(bytes.len() - rest..), newest).map(Revision);
     let commit = |record: journal::Record| {
         let writes = record.writes.into_iter().map(|(key, value)| Write { key, value });
         (Revision(record.stamp), writes.collect())
     };
-    Ok((records.into_iter().map(commit).collect(), rest))
+    Ok((records.into_iter().map(commit).collect(), Rest { bytes: rest, newer }))
 }

@@ -223,6 +223,25 @@ fn a_journal_that_was_settled_but_not_removed_changes_nothing() {
 }
 
 #[test]
+fn a_journal_that_is_damaged_in_the_middle_is_kept_beside() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_alone(folder.path());
+    for n in 0..9 {
+        store.commit(put("a", &n.to_string())).unwrap();
+    }
+    drop(store);
+    let journal = journals(folder.path()).remove(0);
+    let mut bytes = fs::read(&journal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&journal, &bytes).unwrap();
+    let again = open_alone(folder.path());
+    assert!(again.events.newest() < Revision(9) && again.events.newest() > Revision(2));
+    let copy = folder.path().join(format!("{}.damaged", journal.file_name().unwrap().to_str().unwrap()));
+    assert_eq!(fs::read(copy).unwrap(), bytes);
+}
+
+#[test]
 fn a_journal_after_lost_commits_is_left_out_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_alone(folder.path());
