@@ -63,8 +63,8 @@ pub trait Catalog: Send + Sync + 'static {
     fn resolve(&self, path: Bytes) -> Answer<'_, Option<Node>>;
     /// One inode; none if it is gone.
     fn node(&self, inode: InodeNumber) -> Answer<'_, Option<Node>>;
-    /// One inode as it is now, and its manifest if that is small; none if it is gone.
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>>;
+    /// One inode as it is now, and its manifest if that is small, with the revision that this is of; none if it is gone.
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Current, Revision)>>;
     /// Inodes that will be opened soon, in that order, as they are now.
     fn lease(&self, inodes: Vec<InodeNumber>) -> Answer<'_, Leased>;
     /// All entries of a directory.
@@ -110,10 +110,10 @@ impl Catalog for TrackerClient {
         async move { self.node(inode, Currency::Seen).await?.map(read).transpose() }.boxed()
     }
 
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>> {
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Current, Revision)>> {
         async move {
             let found = self.node_with_manifest(inode, Currency::Newest).await?;
-            found.map(with_manifest).transpose()
+            found.map(|(found, revision)| Ok((with_manifest(found)?, revision))).transpose()
         }
         .boxed()
     }

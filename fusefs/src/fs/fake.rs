@@ -213,8 +213,8 @@ impl Catalog for FakeSwarm {
         self.ask(|state| Ok(state.nodes.get(&inode.0).cloned()))
     }
 
-    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<Current>> {
-        self.ask(|state| Ok(state.nodes.get(&inode.0).cloned().map(|node| (node, None))))
+    fn current(&self, inode: InodeNumber) -> Answer<'_, Option<(Current, Revision)>> {
+        self.ask(|state| Ok(state.nodes.get(&inode.0).cloned().map(|node| ((node, None), Revision(state.revision)))))
     }
 
     fn read_dir(&self, inode: InodeNumber) -> Answer<'_, Entries> {

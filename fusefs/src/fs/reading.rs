@@ -58,7 +58,7 @@ impl FileSystem {
         self.tell_opened(inode);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
         let untold = self.known.lock().take_untold(inode);
-        if opened.attributes_changed || untold || shown.is_some_and(|shown| differ(&shown, &node)) {
+        if opened.attributes_changed || untold || shown.is_some_and(|shown| shown != node) {
             self.forget_attributes_now(inode);
         }
         let mode = match opened.mode {
@@ -143,9 +143,9 @@ impl FileSystem {
             None => {
                 self.counters.asked("open");
                 match self.catalog.current(inode).await {
-                    Ok(Some((node, manifest))) => {
+                    Ok(Some(((node, manifest), revision))) => {
                         let node = Arc::new(node);
-                        self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+                        self.learn(|known| known.learn_current(ticket, revision, node.clone(), Instant::now()));
                         // It lives on where it is open. Here it is not: its name was looked up before it lost it.
                         if node.links == 0 && self.open.opened(inode).is_none() {
                             return Err(Errno::STALE);

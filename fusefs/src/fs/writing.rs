@@ -154,7 +154,7 @@ impl FileSystem {
             self.release(opened.handle);
             return Err(error);
         }
-        if truncate || opened.attributes_changed || shown.is_some_and(|shown| super::differ(&shown, &node)) {
+        if truncate || opened.attributes_changed || shown.is_some_and(|shown| shown != node) {
             self.forget_attributes_now(inode);
         }
         Ok(opened)

@@ -108,19 +108,21 @@ impl TrackerClient {
         self.maybe_node(reply)
     }
 
-    /// One inode and, if small, its manifest, in one round trip; none if it is gone.
+    /// One inode and, if small, its manifest, in one round trip, and the revision as of which that is so; none if it is
+    /// gone.
     pub async fn node_with_manifest(
         &self,
         inode: InodeNumber,
         currency: Currency,
-    ) -> Result<Option<NodeWithManifest>, TrackerError> {
+    ) -> Result<Option<(NodeWithManifest, Revision)>, TrackerError> {
         let reply = match self.get_node(inode, currency, true).await {
             Err(TrackerError::Refused { fault: Fault::NotFound, .. }) => return Ok(None),
             other => other?,
         };
-        self.saw(Revision(reply.revision));
+        let revision = Revision(reply.revision);
+        self.saw(revision);
         let node = reply.node.ok_or_else(|| self.nonsense("no inode"))?;
-        self.with_manifest(node, &reply.manifest).map(Some)
+        Ok(Some((self.with_manifest(node, &reply.manifest)?, revision)))
     }
 
     /// Inodes that will be opened soon, in that order, with a lease on what they contain.

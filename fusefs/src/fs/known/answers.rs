@@ -22,6 +22,14 @@ impl Known {
         self.trust(ticket.epoch, now, now).at_least_now().unless(self.own.is_changing(inode, b""))
     }
 
+    /// An inode as it was at a revision, of which whoever asked tells the kernel: what is pushed up to that is no news.
+    /// To have the kernel ask again while it asks is to have it throw the answer away, and go on with the old size.
+    pub fn learn_current(&mut self, ticket: Ticket, revision: Revision, node: Arc<Node>, now: Instant) {
+        if !self.changes.may_be_missed(revision, node.inode, b"") {
+            self.keep_node(node, ticket.epoch, now, revision);
+        }
+    }
+
     pub(super) fn keep_node(&mut self, node: Arc<Node>, epoch: u64, at: Instant, own: Revision) {
         let inode = node.inode;
         self.leases.forget_older(&node);
