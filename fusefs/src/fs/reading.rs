@@ -47,11 +47,12 @@ impl FileSystem {
     ) -> Result<Opened, Errno> {
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
         let (node, version) = self.current(inode).await?;
-        if let Some(written) = self.written(inode) {
+        let written = self.written(inode);
+        if let Some(written) = &written {
             written.meet(&node, &version);
         }
         let mut content = self.content.open(&version);
-        if node.size < PASSED_BYTES_LEAST {
+        if node.size < PASSED_BYTES_LEAST || written.is_some() {
             content = Arc::new(NeverPassed(content));
         }
         let opened = self.open.open(node.clone(), version, content, back);

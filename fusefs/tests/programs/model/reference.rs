@@ -14,6 +14,9 @@ use super::operation::{Access, Operation, Path, SLOTS, Slot, View};
 type Index = usize;
 type Result<T> = std::result::Result<T, Errno>;
 
+/// The kernel may read files of so many bytes alone.
+const PASSED_THROUGH: usize = 1024 * 1024;
+
 /// What stands behind the two views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Views {
@@ -80,7 +83,7 @@ struct Inode {
 struct Handle {
     inode: Index,
     access: Access,
-    /// The version it was opened with, if its mount has opened a newer one since.
+    /// The version it was opened with, if its mount has opened a newer one since, or if the kernel may read it alone.
     older: Option<Vec<u8>>,
 }
 
@@ -204,7 +207,8 @@ impl Reference {
             Operation::RemoveFolder { path, .. } => self.remove_folder(path)?,
             Operation::Open { view, slot, path, access } => {
                 let inode = self.opened(*view, path)?;
-                self.handles[*view][*slot] = Some(Handle { inode, access: *access, older: None });
+                let older = self.passed_through(*view, inode, *access);
+                self.handles[*view][*slot] = Some(Handle { inode, access: *access, older });
             }
             Operation::HandleRead { view, slot } => {
                 let handle = self.handle(*view, *slot);
@@ -283,6 +287,17 @@ impl Reference {
         let content = self.file(index);
         if let Some((_, bytes)) = content.unsaved.take_if(|(owner, _)| *owner == view) {
             content.committed = bytes;
+        }
+    }
+
+    /// What a handle that is opened now may read for ever: a large file that is complete in the cache is read by the
+    /// kernel alone, as SEMANTICS says.
+    fn passed_through(&self, view: View, index: Index, access: Access) -> Option<Vec<u8>> {
+        match &self.inodes[index].kind {
+            Kind::File(content) if access == Access::Read && self.views == Views::Mounts => {
+                Some(content.shown[view].clone()).filter(|bytes| bytes.len() >= PASSED_THROUGH)
+            }
+            _ => None,
         }
     }
 
