@@ -1,4 +1,4 @@
-//! What every daemon shows its operator: `/metrics`, `/livez`, `/readyz`, its log, and how it is stopped.
+//! What every daemon has: threads, `/metrics`, `/livez`, `/readyz` and a log for its operator, and how it is stopped.
 //!
 //! Not the gRPC health service: that is served beside the program's own services.
 
@@ -15,6 +15,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::EnvFilter;
+
+/// The threads of a daemon: half as many as there are cores, and others for what waits for disks. Most calls are short,
+/// and handing them from thread to thread costs more than a second core brings.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
+}
 
 /// Whether a daemon can do its work now; clones share it.
 #[derive(Clone, Default)]

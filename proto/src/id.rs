@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes that are not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,7 +152,17 @@ random_id!(PeerId);
 random_id!(ProcessId);
 random_id!(BootId);
 random_id!(SwarmId);
-random_id!(RequestId);
+
+impl RequestId {
+    /// A new one: the time in milliseconds, then ten random bytes. A store keeps the newest side by side.
+    pub fn random() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let [_, _, time @ ..] = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).to_be_bytes();
+        let mut id: [u8; 16] = rand::random();
+        id[..time.len()].copy_from_slice(&time);
+        Self(id)
+    }
+}
 
 /// An inode of the catalog; never used again once gone. 1 is the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

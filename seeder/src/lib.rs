@@ -12,6 +12,7 @@ pub mod peer;
 pub mod serve;
 #[cfg(feature = "service")]
 pub mod service;
+mod session;
 pub mod store;
 pub mod swarm;
 #[cfg(any(test, feature = "testing"))]

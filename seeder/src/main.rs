@@ -9,10 +9,16 @@ use swarm_proto::settings::to_toml;
 use swarm_seeder::peer::Stopped;
 use swarm_seeder::service::{Flags, Seeder, SeederConfig, raise_file_limit};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let flags = Flags::parse();
-    let config = match SeederConfig::load(&flags, std::env::vars()) {
+    match admin::runtime() {
+        Ok(runtime) => runtime.block_on(run(&flags)),
+        Err(error) => failed(&format!("start threads: {error}"), 71),
+    }
+}
+
+async fn run(flags: &Flags) -> ExitCode {
+    let config = match SeederConfig::load(flags, std::env::vars()) {
         Ok(config) => config,
         Err(error) => return failed(&error, 78),
     };

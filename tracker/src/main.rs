@@ -9,6 +9,9 @@ use swarm_tracker::config::Flags;
 use swarm_tracker::store::StoreError;
 use swarm_tracker::{StartError, Tracker, TrackerConfig};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As sysexits.h names them.
 const USAGE: u8 = 2;
 const CORRUPT: u8 = 65;
@@ -36,7 +39,7 @@ fn run(flags: &Flags) -> Result<(), (u8, String)> {
         return Err((USAGE, "no folder for the catalog: give --data DIR, SWARM_DATA, or `data` in a file".to_owned()));
     }
     admin::init_log(&config.log, config.log_format).map_err(|error| (CONFIG, error))?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| (UNREACHABLE, error.to_string()))?;
+    let runtime = admin::runtime().map_err(|error| (UNREACHABLE, error.to_string()))?;
     runtime.block_on(async {
         let tracker = Tracker::start(config).await.map_err(|error| (code_of(&error), error.to_string()))?;
         admin::stop_requested().await.map_err(|error| (UNREACHABLE, error.to_string()))?;

@@ -185,7 +185,8 @@ impl Tracker {
             .max_decoding_message_size(MOST_HOLDERS_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let capacity = SwarmCapacity { soft: self.soft.clone(), catalog: self.catalog.clone() };
-        let service = CatalogService::new(self.catalog.clone(), Arc::new(capacity)).until(stop.clone());
+        let service = CatalogService::new(self.catalog.clone(), Arc::new(capacity));
+        let service = service.counted(metrics.clone()).until(stop.clone());
         let catalog = CatalogServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);

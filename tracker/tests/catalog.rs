@@ -531,6 +531,60 @@ async fn a_catalog_moves_from_one_tracker_to_another() {
     new.import(stream::iter(replace)).await.unwrap();
 }
 
+/// A request that makes a directory.
+fn making(id: RequestId, name: &[u8]) -> v1::MutateRequest {
+    let operations = vec![v1::Operation { operation: Some(directory(ROOT, name)) }];
+    v1::MutateRequest { request_id: id.to_wire(), operations, durable: false, with_others: false }
+}
+
+#[tokio::test]
+async fn changes_of_a_stream_are_answered_each_for_itself_and_once() {
+    let tracker = Tracker::start(config()).await.unwrap();
+    let mut client = client(&tracker).await;
+    let id = RequestId::random();
+    let first = client.mutate(making(id, b"a")).await.unwrap().into_inner();
+    let (requests, queue) = tokio::sync::mpsc::channel(16);
+    let queue = stream::unfold(queue, |mut queue| async move { queue.recv().await.map(|request| (request, queue)) });
+    let mut answers = client.mutate_stream(queue).await.unwrap().into_inner();
+    let durable = v1::MutateRequest { durable: true, ..making(RequestId::random(), b"b") };
+    let nameless = v1::MutateRequest { request_id: Bytes::from_static(b"short"), ..making(id, b"c") };
+    let other = making(id, b"d");
+    for request in [making(id, b"a"), other, durable.clone(), nameless] {
+        requests.send(request).await.unwrap();
+    }
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        let answer = answers.message().await.unwrap().unwrap();
+        said.push((answer.request_id.clone(), answer.fault(), answer.reply));
+    }
+    assert!(said.contains(&(id.to_wire(), Fault::Unspecified, Some(first))), "its first answer again: {said:?}");
+    assert!(said.contains(&(id.to_wire(), Fault::Invalid, None)), "one id for two requests: {said:?}");
+    assert!(said.contains(&(Bytes::from_static(b"short"), Fault::Invalid, None)), "{said:?}");
+    let made = said.iter().find(|(id, ..)| *id == durable.request_id).expect("it is answered");
+    assert_eq!((made.1, made.2.as_ref().unwrap().results[0].fault()), (Fault::Unspecified, Fault::Unspecified));
+    assert_eq!(list(&mut client, read_dir(ROOT, b"", 0)).await.unwrap().concat().len(), 2);
+    // A stream does not keep a tracker that stops.
+    tokio::time::timeout(std::time::Duration::from_secs(5), tracker.stop()).await.expect("it stops");
+    assert!(matches!(answers.message().await, Ok(None) | Err(_)));
+}
+
+#[tokio::test]
+async fn a_stream_of_changes_ends_when_another_catalog_is_imported() {
+    let (old, new) = (Tracker::start(config()).await.unwrap(), Tracker::start(config()).await.unwrap());
+    let (mut old, mut new) = (client(&old).await, client(&new).await);
+    let (requests, queue) = tokio::sync::mpsc::channel(16);
+    let queue = stream::unfold(queue, |mut queue| async move { queue.recv().await.map(|request| (request, queue)) });
+    let mut answers = new.mutate_stream(queue).await.unwrap().into_inner();
+    requests.send(making(RequestId::random(), b"a")).await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().fault(), Fault::Unspecified);
+    let mut parts = export(&mut old).await;
+    parts[0].replace = true;
+    new.import(stream::iter(parts)).await.unwrap();
+    requests.send(making(RequestId::random(), b"b")).await.unwrap();
+    let refused = answers.message().await.unwrap_err();
+    assert_eq!(fault::of_status(&refused), Fault::OtherSwarm, "{refused}");
+}
+
 #[tokio::test]
 async fn df_is_answered_with_no_seeder() {
     let tracker = Tracker::start(config()).await.unwrap();

@@ -17,6 +17,9 @@ const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
 /// List, retry and discard what was written and could not be saved.
+///
+/// States: `retrying`: its close failed, and the mount tries it once more when the last program has closed it; `failed`: that
+/// failed too; `saving`: it is being saved again; `interrupted`: the mount died before anybody asked for it to be saved.
 #[derive(Debug, Args)]
 pub struct SpoolCommand {
     #[command(subcommand)]
@@ -104,6 +107,7 @@ fn list(folder: &Path, json: bool) -> Outcome {
 fn state_name(state: State) -> &'static str {
     match state {
         State::Saving => "saving",
+        State::Retrying => "retrying",
         State::Interrupted => "interrupted",
         State::Failed => "failed",
     }
@@ -120,7 +124,8 @@ fn chosen(folder: &Path, numbers: &[u64]) -> Outcome<Vec<Note>> {
 
 fn retry(folder: &Path, numbers: &[u64]) -> Outcome {
     let chosen = chosen(folder, numbers)?;
-    for note in &chosen {
+    // What the mount tries by itself is its own: two savers of one file would be in each other's way.
+    for note in chosen.iter().filter(|note| note.state != State::Retrying) {
         let again = Note { state: State::Saving, error: None, ..note.clone() };
         again.write(folder).map_err(|error| Failure::io(folder.display(), &error))?;
     }
@@ -148,8 +153,10 @@ fn wait_for(folder: &Path, number: u64) -> Outcome<Option<Note>> {
     loop {
         let note = notes(folder)?.into_iter().find(|note| note.number == number);
         let Some(note) = note else { return Ok(None) };
-        if note.state != State::Saving {
-            return Ok(Some(note));
+        match note.state {
+            State::Saving => {}
+            State::Retrying if began.elapsed() < BEGIN_PATIENCE => {}
+            State::Retrying | State::Interrupted | State::Failed => return Ok(Some(note)),
         }
         if began.elapsed() > BEGIN_PATIENCE && !spool::is_used(folder) {
             return Ok(Some(note));
@@ -161,8 +168,9 @@ fn wait_for(folder: &Path, number: u64) -> Outcome<Option<Note>> {
 fn discard(folder: &Path, numbers: &[u64]) -> Outcome {
     let mut out = Out::new();
     for note in chosen(folder, numbers)? {
-        if note.state == State::Saving && spool::is_used(folder) {
-            return Err(Failure::new(Exit::Failure, format!("{}: it is being saved now", note.path)));
+        if matches!(note.state, State::Saving | State::Retrying) && spool::is_used(folder) {
+            return Err(Failure::new(Exit::Failure, format!("{}: the mount is saving it now", note.path))
+                .hint("wait until `swarmfs spool list` says `failed`, or stop the mount"));
         }
         spool::remove(folder, note.number).map_err(|error| Failure::io(folder.display(), &error))?;
         out.line(format!("{}: discarded", escape(note.path.as_bytes())))?;

@@ -165,7 +165,7 @@ fn warnings(status: &StatusReply) -> Vec<String> {
     if status.under_replicated > 0 {
         let why = match status.seeders_live < status.replicas {
             true => "there are too few seeders: add some",
-            false => "`swarmfs put` of the same files sends what is lacking",
+            false => "mounts send what they wrote by themselves; `swarmfs put` of the same files sends what is lacking",
         };
         warnings
             .push(format!("{} segments have fewer than {} replicas; {why}", status.under_replicated, status.replicas));

@@ -117,6 +117,8 @@ impl Answered<'_> {
         let node = self.node();
         let others: Vec<Arc<Node>> = std::mem::take(&mut self.changed.others).into_iter().map(Arc::new).collect();
         let (ticket, revision, now) = (self.ticket, self.changed.revision, Instant::now());
+        let nameless = others.iter().chain(&node).filter(|node| node.links == 0);
+        nameless.for_each(|node| self.guard.fs.forget_debts(node.inode));
         let touched = &self.guard.touched;
         let trust = self.guard.fs.learn(|known: &mut Known| {
             let mut trust = Trust::For(Duration::MAX);

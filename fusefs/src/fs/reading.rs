@@ -164,7 +164,9 @@ impl FileSystem {
             Kind::Directory => return Err(Errno::ISDIR),
             _ => return Err(Errno::INVAL),
         }
-        let version = self.version_of(&node, manifest).await?;
+        // Whoever opens it tells the kernel what is new of it; here nobody does.
+        let unopened = |_: &Errno| self.invalidations.send([Invalidation::Attributes(inode)]);
+        let version = self.version_of(&node, manifest).await.inspect_err(unopened)?;
         Ok((node, version))
     }
 

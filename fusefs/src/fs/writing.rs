@@ -8,7 +8,9 @@ mod copy;
 mod joining;
 mod letting_go;
 mod owed;
+mod raise;
 mod reading;
+mod resend;
 mod resume;
 mod save;
 mod sizes;
@@ -37,7 +39,7 @@ use save::Saved;
 use crate::errno::Errno;
 use crate::write::pieces::{Source, Stamp};
 use crate::write::unsaved::{At, Base, Unsaved};
-use crate::write::{Outbox, Spool};
+use crate::write::{Debts, Outbox, Spool};
 
 pub use sizes::{Reserve, ResizedBy};
 
@@ -54,6 +56,8 @@ pub struct Writing {
     writeback: bool,
     open: Mutex<Open>,
     owed: Mutex<Owed>,
+    /// None: what seeders lack of what was saved is not remembered.
+    debts: Option<Debts>,
 }
 
 #[derive(Default)]
@@ -74,7 +78,13 @@ pub(super) struct Written {
 impl Writing {
     /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
     pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
-        Self { outbox, spool, swarm, timeout, writeback: false, open: Mutex::default(), owed: Mutex::default() }
+        let (open, owed) = (Mutex::default(), Mutex::default());
+        Self { outbox, spool, swarm, timeout, writeback: false, open, owed, debts: None }
+    }
+
+    /// Where it is remembered what seeders lack of what was saved.
+    pub fn with_debts(self, debts: Debts) -> Self {
+        Self { debts: Some(debts), ..self }
     }
 
     /// Whether a close returns at once and what was written is saved meanwhile.
@@ -259,7 +269,8 @@ impl FileSystem {
 
     /// fsync(2): save what is unsaved; that, and all that a close had acknowledged before, survives a power cut.
     ///
-    /// Errors: as [`Self::flush`]; [`Errno::IO`] if a seeder could not write out what it had acknowledged.
+    /// Errors: as [`Self::flush`]; [`Errno::IO`] if too few seeders could write out what was acknowledged, and there was
+    ///         nobody else to send it to in time.
     pub async fn sync(self: &Arc<Self>, inode: InodeNumber) -> Result<(), Errno> {
         if self.writing.is_none() {
             return Ok(());
@@ -273,11 +284,14 @@ impl FileSystem {
             None => Saved::Already,
         };
         let version = match &written {
-            Some(written) => Some(written.unsaved.base().manifest),
-            None => self.open.opened(inode).map(|(_, version)| version.manifest),
+            Some(written) => {
+                let base = written.unsaved.base();
+                Some(Version { digest: base.digest, manifest: base.manifest })
+            }
+            None => self.open.opened(inode).map(|(_, version)| version),
         };
-        if let (Some(manifest), Saved::Here | Saved::Already) = (version, saved) {
-            self.raise(&manifest).await?;
+        if let (Some(version), Saved::Here | Saved::Already) = (version, saved) {
+            self.raise(inode, &version).await?;
         }
         match saved {
             // Its commit was asked to be durable, and with it all before it.

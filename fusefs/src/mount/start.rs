@@ -33,7 +33,7 @@ use crate::fs::node::Kind;
 use crate::fs::{Access, FileSystem, FileSystemConfig, Writing};
 use crate::fuse::{Runtimes, Session, SessionConfig};
 use crate::read::{ReadConfig, ReadEngine};
-use crate::write::Spool;
+use crate::write::{Debts, Spool};
 
 /// How long the cache of a mount that is just ending is waited for.
 const CACHE_PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +51,8 @@ const TASKS_PATIENCE: Duration = Duration::from_secs(10);
 const PEER_ID: &str = "peer-id";
 /// Folder in the cache's in which unsaved bytes lie.
 const SPOOL: &str = "spool";
+/// Folder in the spool's in which lies what seeders lack of what is saved.
+const OWED: &str = "owed";
 /// Files up to this length are sent to seeders without asking the tracker whether they have them.
 const UNASKED_BYTES: u64 = 64 * 1024;
 /// Bytes of the spool's disk that are never used.
@@ -270,6 +272,7 @@ impl Mount {
         let (following, stopped) = (fs.clone(), stop.clone());
         tasks.spawn(async move { following.follow_changes(stopped).await });
         tasks.spawn(fs.clone().resume_saves(stop.clone()));
+        tasks.spawn(fs.clone().pay_debts(stop.clone()));
         let began = Instant::now();
         while !fs.is_live() && began.elapsed() < LIVE_PATIENCE {
             tokio::time::sleep(LIVE_POLL).await;
@@ -412,13 +415,26 @@ async fn writing(
     let folder = config.spool_dir.clone().unwrap_or_else(|| cache_dir.join(SPOOL));
     let opened = {
         let folder = folder.clone();
-        blocking(move || Spool::open(&folder, SPOOL_FLOOR_BYTES)).await
+        let free_share = config.free_space_ratio;
+        let open = move || {
+            let opened = Spool::open(&folder, SPOOL_FLOOR_BYTES)?;
+            Ok((opened, Debts::open(&folder.join(OWED), free_share)?))
+        };
+        blocking(open).await
     };
-    let (spool, left) = opened.map_err(|source| MountError::Spool { folder, source })?;
+    let ((spool, left), debts) = opened.map_err(|source| MountError::Spool { folder, source })?;
     if !left.is_empty() {
         tracing::warn!(files = left.len(), "an earlier mount left files unsaved: `swarmfs spool list` shows them");
     }
-    let writing = Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0);
+    let owed = debts.sum();
+    if owed.files > 0 {
+        tracing::info!(
+            files = owed.files,
+            bytes = owed.bytes,
+            "seeders lack some of what an earlier mount saved: it is sent to them"
+        );
+    }
+    let writing = Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0).with_debts(debts);
     Ok(writing.with_writeback(config.writeback))
 }
 
@@ -441,7 +457,7 @@ fn status(
     let cache_dir = cache_dir.display().to_string();
     move || {
         let Some(fs) = fs.upgrade() else { return String::new() };
-        let usage = cache.usage();
+        let (usage, owed) = (cache.usage(), fs.owed());
         let no_passthrough = fs.no_passthrough();
         let told = announced.borrow().address.clone().filter(|address| !address.is_empty());
         let status = MountStatus {
@@ -461,6 +477,8 @@ fn status(
             cache_size_bytes: usage.capacity_bytes,
             spool_dir: fs.spool_folder().map(|folder| folder.display().to_string()),
             unsaved_files: fs.unsaved_files() as u64,
+            owed_files: owed.files,
+            owed_bytes: owed.bytes,
             peer_id: peer_id.clone(),
             peer_address: listening.map(|listening| told.unwrap_or_else(|| listening.to_string())),
             admin_address: admin.map(|admin| admin.to_string()),

@@ -42,6 +42,12 @@ pub struct MountStatus {
     /// Files that are open for writing, or not saved yet.
     #[serde(default)]
     pub unsaved_files: u64,
+    /// Files that are saved, and of which seeders hold too few replicas: the rest is sent when more of them are up.
+    #[serde(default)]
+    pub owed_files: u64,
+    /// Bytes of those that they lack.
+    #[serde(default)]
+    pub owed_bytes: u64,
     /// This mount as a peer.
     pub peer_id: String,
     /// Where other peers reach it; absent if it shares nothing.

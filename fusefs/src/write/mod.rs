@@ -9,13 +9,16 @@
 //! * [`spool`]: the files on this machine in which unsaved bytes lie, and the journal that tells of them
 //! * [`unsaved`]: one file under way
 //! * [`outbox`]: the seam to what sends bytes to seeders
+//! * [`debts`]: what is saved, and seeders hold too few replicas of
 
+pub mod debts;
 pub mod joining;
 pub mod outbox;
 pub mod pieces;
 pub mod spool;
 pub mod unsaved;
 
+pub use debts::Debts;
 pub use outbox::{Delivered, Outbox};
 pub use spool::Spool;
 pub use unsaved::Unsaved;

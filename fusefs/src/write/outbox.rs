@@ -4,10 +4,11 @@ use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use swarm_proto::{ByteRange, Extent, SegmentId, v1};
-use swarm_seeder::swarm::upload::{UploadError, Uploader, upload_range};
+use swarm_proto::{ByteRange, Extent, PeerId, Segment, SegmentId, v1};
+use swarm_seeder::swarm::upload::{Shortage, UploadError, Uploader, upload_range};
 
 /// Segments of one commit whose holders it names; what came earlier, the seeders have announced long since.
 const MOST_ACKNOWLEDGED: usize = 65_536;
@@ -36,6 +37,22 @@ pub trait Outbox: Send + Sync + 'static {
     fn acknowledged(&self, ids: &[SegmentId]) -> Vec<v1::Acknowledged>;
     /// The tracker does not believe that these are held.
     fn forget(&self, ids: &[SegmentId]);
+    /// Those of which seeders hold fewer replicas than they should. Asks nobody.
+    fn short(&self, ids: &[SegmentId]) -> Vec<(SegmentId, Shortage)>;
+    /// What a segment of so many replicas lacks. Asks nobody.
+    fn shortage(&self, replicas: usize) -> Shortage;
+    /// The seeders that are up, in order.
+    fn live(&self) -> BoxFuture<'_, Result<Vec<PeerId>, UploadError>>;
+    /// Those that were up when somebody last asked. Asks nobody.
+    fn live_lately(&self) -> Vec<PeerId>;
+    /// Have as many seeders hold a segment as should; how many do. `bytes`: none, if they cannot be had.
+    fn send_again<'a>(
+        &'a self,
+        segment: Segment,
+        bytes: BoxFuture<'a, Option<Bytes>>,
+    ) -> BoxFuture<'a, Result<usize, UploadError>>;
+    /// Have seeders that hold these say so again.
+    fn confirm(&self, segments: Vec<Segment>) -> BoxFuture<'_, Result<(), UploadError>>;
 }
 
 impl Outbox for Uploader {
@@ -61,5 +78,33 @@ impl Outbox for Uploader {
 
     fn forget(&self, ids: &[SegmentId]) {
         Uploader::forget(self, ids);
+    }
+
+    fn short(&self, ids: &[SegmentId]) -> Vec<(SegmentId, Shortage)> {
+        Uploader::short(self, ids)
+    }
+
+    fn shortage(&self, replicas: usize) -> Shortage {
+        Uploader::shortage(self, replicas)
+    }
+
+    fn live(&self) -> BoxFuture<'_, Result<Vec<PeerId>, UploadError>> {
+        Uploader::live(self).boxed()
+    }
+
+    fn live_lately(&self) -> Vec<PeerId> {
+        Uploader::live_lately(self)
+    }
+
+    fn send_again<'a>(
+        &'a self,
+        segment: Segment,
+        bytes: BoxFuture<'a, Option<Bytes>>,
+    ) -> BoxFuture<'a, Result<usize, UploadError>> {
+        Uploader::send_again(self, segment, bytes).boxed()
+    }
+
+    fn confirm(&self, segments: Vec<Segment>) -> BoxFuture<'_, Result<(), UploadError>> {
+        async move { Uploader::confirm(self, &segments).await }.boxed()
     }
 }

@@ -5,6 +5,7 @@
 //! FOLDER/journal   a line of JSON for each event: a file is begun, being saved, done
 //! FOLDER/N.data    the bytes of file N, at their own offsets
 //! FOLDER/N.json    what is left of file N, which could not be saved: one Note
+//! FOLDER/owed/     what is saved and seeders lack: see `debts`
 //! ```
 //!
 //! Invariants: a data file is removed only when what it held is saved or was given up by a person; the journal names
@@ -45,13 +46,14 @@ pub fn is_used(folder: &Path) -> bool {
     File::open(folder.join(LOCK)).is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
 }
 
-/// What is left in a spool and waits for a person or a mount; also what a mount that is gone has not noted yet.
+/// What is left in a spool and waits for a person or a mount; also what a mount that is gone has not noted yet, and what
+/// one that is there could not save and tries again.
 pub fn notes_in(folder: &Path) -> io::Result<Vec<Note>> {
+    // First: what is noted meanwhile is not left out then.
+    let others = if is_used(folder) { note::retried_in(folder)? } else { note::left_in(folder)? };
     let mut notes = note::all(folder)?;
-    if !is_used(folder) {
-        let noted: Vec<SpoolNumber> = notes.iter().map(|note| note.number).collect();
-        notes.extend(note::left_in(folder)?.into_iter().filter(|note| !noted.contains(&note.number)));
-    }
+    let noted: Vec<SpoolNumber> = notes.iter().map(|note| note.number).collect();
+    notes.extend(others.into_iter().filter(|note| !noted.contains(&note.number)));
     Ok(notes)
 }
 
@@ -187,6 +189,11 @@ impl SpoolFile {
         self.number
     }
 
+    /// Give it another name, under which it stays when this one goes.
+    pub fn link(&self, path: &Path) -> io::Result<()> {
+        std::fs::hard_link(self.spool.data_path(self.number), path)
+    }
+
     /// The file itself.
     pub fn file(&self) -> &Arc<File> {
         &self.file
@@ -287,6 +294,11 @@ impl SpoolFile {
     /// It is being saved: if this process dies, the next one goes on.
     pub fn saving(&self, note: Note) {
         self.tell(Event::Saving(note));
+    }
+
+    /// Saving it failed.
+    pub fn failed(&self, why: &str) {
+        self.tell(Event::Failed(self.number, why.to_owned()));
     }
 
     /// It is changed again, since it began to be saved; it was so before.

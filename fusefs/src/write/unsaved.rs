@@ -121,6 +121,8 @@ struct Inner {
     /// How often bytes of the spool moved to another offset or went.
     moves: u64,
     told: Told,
+    /// Why it could not be saved when that was last tried.
+    trouble: Option<String>,
     /// Blocks of the data file of which the journal tells what is in them.
     shared: BTreeSet<u64>,
 }
@@ -153,6 +155,7 @@ impl Unsaved {
             writers: 0,
             moves: 0,
             told: Told::Nothing,
+            trouble: None,
             shared: BTreeSet::new(),
         };
         let segment_bytes = segment_bytes.max(1);

@@ -367,3 +367,28 @@ fn a_file_whose_close_was_under_way_when_the_mount_died_is_saved_or_listed() {
         listed || std::fs::read(&path).is_ok_and(|read| read == bytes)
     });
 }
+
+#[test]
+fn what_a_close_could_not_save_is_listed_at_once_and_saved_when_somebody_asks() {
+    let mut swarm = Swarm::start(2);
+    let extra = ["--write-timeout", "3s"].map(String::from).to_vec();
+    let mount = swarm.mount_with(MountOptions { extra, ..MountOptions::default() });
+    swarm.seeders.iter_mut().for_each(super::harness::process::Daemon::kill);
+    let bytes = noise(5, 100_000);
+    let mut file = File::create(mount.path("file")).unwrap();
+    file.write_all(&bytes).unwrap();
+    close(file).expect_err("nobody is there who could take it");
+    let folder = mount.folder.to_string_lossy().into_owned();
+    let states = |swarm: &Swarm| -> Vec<String> {
+        let listed = swarm.json(&["spool", "list", "--json", &folder]);
+        listed.as_array().unwrap().iter().map(|note| note["state"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(states(&swarm), ["retrying"]);
+    assert!(!swarm.try_cli(&["spool", "discard", &folder, "1"]).status.success(), "it is the mount's");
+    eventually("the mount gives up", Duration::from_secs(60), || states(&swarm) == ["failed"]);
+    swarm.seeders.iter_mut().for_each(super::harness::process::Daemon::start);
+    swarm.wait_live(2);
+    swarm.cli(&["spool", "retry", &folder]);
+    assert!(std::fs::read(mount.path("file")).unwrap() == bytes);
+    assert!(states(&swarm).is_empty());
+}

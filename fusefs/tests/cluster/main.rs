@@ -13,6 +13,7 @@ mod killed_mounts;
 mod killed_seeders;
 mod killed_tracker;
 mod killed_writers;
+mod lacking;
 mod liars;
 mod local_reads;
 mod many_sources;

@@ -14,13 +14,17 @@ mod listener;
 mod receive;
 mod route;
 mod seats;
+mod small;
 
 pub use counters::Counters;
+pub(crate) use small::MOST_SMALL_BYTES;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use swarm_proto::v1::chunks_server::Chunks as ChunksCalls;
 use swarm_proto::v1::chunks_server::SERVICE_NAME;
 use swarm_proto::{MAX_MESSAGE_BYTES, PeerId, convert, v1};
@@ -36,6 +40,8 @@ use forward::Forward;
 use gate::Gate;
 use listener::Remote;
 use route::Route;
+use seats::Seat;
+use small::Small;
 
 /// HTTP/2 window of one stream that brings us data (Store; what Fetch sends is the asker's to bound).
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -66,6 +72,8 @@ pub(crate) struct Chunks<S> {
     gate: Arc<Gate>,
     forward: Forward,
     counters: Counters,
+    /// No new requests from then on.
+    stopping: CancellationToken,
 }
 
 /// Serve `store` on `listener` until `stop_accepting`; the task then ends when the calls in flight have
@@ -83,7 +91,7 @@ pub async fn serve<S: ChunkStore>(
 ) -> Served {
     let gate = Gate::open(config.upload_limit, tasks, &stop);
     let forward = Forward::new(tasks.clone(), stop.clone());
-    let chunks = Arc::new(Chunks { me: config.me, store, gate, forward, counters });
+    let chunks = Arc::new(Chunks { me: config.me, store, gate, forward, counters, stopping: stop_accepting.clone() });
     if let Ok(address) = listener.local_addr()
         && chunks.store.holding() == Holding::Replica
     {
@@ -187,6 +195,17 @@ impl<S: ChunkStore> ChunksCalls for Chunks<S> {
         };
         self.counters.answered("store", &result);
         result.map(Response::new)
+    }
+
+    type StoreStreamStream = BoxStream<'static, Result<v1::StoreSmallAnswer, Status>>;
+
+    async fn store_stream(
+        &self,
+        request: Request<Streaming<v1::StoreSmallRequest>>,
+    ) -> Result<Response<Self::StoreStreamStream>, Status> {
+        let seat = request.extensions().get::<Arc<Seat>>().cloned();
+        let small = Small { me: self.me, sink: self.sink()?, counters: self.counters.clone() };
+        Ok(Response::new(small.answer_all(request.into_inner(), seat, self.stopping.clone()).boxed()))
     }
 
     async fn touch(&self, request: Request<v1::TouchRequest>) -> Result<Response<v1::TouchReply>, Status> {

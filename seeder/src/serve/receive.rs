@@ -37,11 +37,11 @@ const MOST_KEEP: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// A checked header.
 #[derive(Debug)]
-struct Header {
-    segments: Vec<Segment>,
-    level: AckLevel,
-    forward: Vec<Target>,
-    keep: Duration,
+pub(super) struct Header {
+    pub(super) segments: Vec<Segment>,
+    pub(super) level: AckLevel,
+    pub(super) forward: Vec<Target>,
+    pub(super) keep: Duration,
 }
 
 impl TryFrom<&v1::StoreHeader> for Header {
@@ -108,11 +108,7 @@ impl<S: ChunkStore> Chunks<S> {
         // The downstream commits while we do.
         downstream.end();
         let (own, others) = tokio::join!(incoming.commit(header.level, header.keep), downstream.acks());
-        let held = |(segment, result): (&Segment, &Result<(), StoreError>)| match result {
-            Ok(()) => u64::from(segment.length),
-            Err(_) => 0,
-        };
-        self.counters.stored_bytes.inc_by(header.segments.iter().zip(&own).map(held).sum());
+        self.counters.stored_bytes.inc_by(held_bytes(&header.segments, &own));
         let mut acks = vec![ack(self.me, &own)];
         acks.extend(others);
         Ok(v1::StoreReply { acks })
@@ -153,7 +149,7 @@ async fn next(frames: &mut Streaming<v1::StoreFrame>) -> Result<Option<v1::store
 /// The segments of one call on their way into the sink.
 ///
 /// Invariant: segments before `at` have an entry in `done`; `written` bytes of segment `at` have come.
-struct Incoming<'a> {
+pub(super) struct Incoming<'a> {
     sink: &'a dyn ReplicaSink,
     segments: &'a [Segment],
     at: usize,
@@ -164,18 +160,18 @@ struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    fn new(sink: &'a dyn ReplicaSink, segments: &'a [Segment]) -> Self {
+    pub(super) fn new(sink: &'a dyn ReplicaSink, segments: &'a [Segment]) -> Self {
         let missing = segments.iter().map(|segment| u64::from(segment.length)).sum();
         Self { sink, segments, at: 0, written: 0, open: None, done: Vec::with_capacity(segments.len()), missing }
     }
 
-    fn missing_bytes(&self) -> u64 {
+    pub(super) fn missing_bytes(&self) -> u64 {
         self.missing
     }
 
     /// The next bytes, which the caller knows to be no more than are missing. A segment that failed is
     /// skipped; the others go on.
-    async fn take(&mut self, mut data: Bytes) {
+    pub(super) async fn take(&mut self, mut data: Bytes) {
         while !data.is_empty() {
             let Some(segment) = self.segments.get(self.at).copied() else { return };
             let room = segment.length - self.written;
@@ -202,7 +198,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// Make all that came durable; outcomes in the order of the segments.
-    async fn commit(self, level: AckLevel, keep: Duration) -> Vec<Result<(), StoreError>> {
+    pub(super) async fn commit(self, level: AckLevel, keep: Duration) -> Vec<Result<(), StoreError>> {
         let mut outcomes = Vec::with_capacity(self.done.len());
         let mut writers = Vec::with_capacity(self.done.len());
         for writer in self.done {
@@ -228,7 +224,13 @@ fn too_slow(doing: &'static str) -> StoreError {
     StoreError::Io { doing, source: Arc::new(std::io::ErrorKind::TimedOut.into()) }
 }
 
-fn ack(me: PeerId, results: &[Result<(), StoreError>]) -> v1::StoreAck {
+/// Bytes of the segments that are held now.
+pub(super) fn held_bytes(segments: &[Segment], outcomes: &[Result<(), StoreError>]) -> u64 {
+    let held = segments.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
+    held.map(|(segment, _)| u64::from(segment.length)).sum()
+}
+
+pub(super) fn ack(me: PeerId, results: &[Result<(), StoreError>]) -> v1::StoreAck {
     let outcome = |result: &Result<(), StoreError>| match result {
         Ok(()) => v1::StoreOutcome::Held,
         Err(StoreError::Mismatch(_)) => v1::StoreOutcome::Corrupt,

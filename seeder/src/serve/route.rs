@@ -30,7 +30,7 @@ use super::counters::Counters;
 use super::fetch::{Answer, outcome};
 use super::listener::Remote;
 use super::receive::MOST_FRAME_BYTES;
-use super::seats::Seats;
+use super::seats::{Seat, Seats};
 use crate::grpc;
 use crate::store::ChunkStore;
 
@@ -44,6 +44,9 @@ const MOST_LISTS: (usize, usize) = (256, 64);
 /// Calls of Store at once, and of one address. A put makes up to 16, and each is passed on. A call can
 /// make us hold 9 MiB: its window, a frame, and what waits to be passed on.
 const MOST_STORES: (usize, usize) = (96, 64);
+/// Streams of small segments at once, and of one address. Whoever has none makes calls of Store. One can make us hold as
+/// many requests as are answered at once, 2 MiB in all.
+const MOST_STREAMS: (usize, usize) = (256, 64);
 /// Longest life of a call that is neither Fetch nor Store: a Sync waits for a slow disk, and the uploader for
 /// it a little longer than this.
 const LIST_WAIT: Duration = Duration::from_secs(110);
@@ -59,6 +62,7 @@ pub(crate) struct Route<S: ChunkStore> {
     stores: Lists<S>,
     lists_seats: Seats,
     stores_seats: Seats,
+    streams_seats: Seats,
 }
 
 impl<S: ChunkStore> Route<S> {
@@ -69,6 +73,7 @@ impl<S: ChunkStore> Route<S> {
             stores: server.max_decoding_message_size(MOST_FRAME_BYTES + MOST_LIST_BYTES),
             lists_seats: Seats::new(MOST_LISTS.0, MOST_LISTS.1),
             stores_seats: Seats::new(MOST_STORES.0, MOST_STORES.1),
+            streams_seats: Seats::new(MOST_STREAMS.0, MOST_STREAMS.1),
             chunks,
         }
     }
@@ -82,6 +87,7 @@ impl<S: ChunkStore> Clone for Route<S> {
             stores: self.stores.clone(),
             lists_seats: self.lists_seats.clone(),
             stores_seats: self.stores_seats.clone(),
+            streams_seats: self.streams_seats.clone(),
         }
     }
 }
@@ -99,7 +105,7 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         match method {
             "Fetch" => Box::pin(answered(Arc::clone(&self.chunks), request, fetch)),
@@ -107,6 +113,14 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
             "Store" => {
                 let call = bounded(&self.stores_seats, &mut self.stores, request);
                 Box::pin(async move { Ok(call.await.unwrap_or_else(Status::into_http)) })
+            }
+            "StoreStream" => {
+                let Some(seat) = take(&self.streams_seats, &request) else {
+                    return Box::pin(std::future::ready(Ok(busy().into_http())));
+                };
+                // It keeps its seat as long as the stream lives, not only until the answer begins.
+                request.extensions_mut().insert(Arc::new(seat));
+                tonic::codegen::Service::call(&mut self.lists, request)
             }
             _ => {
                 let call = bounded(&self.lists_seats, &mut self.lists, request);
@@ -126,8 +140,7 @@ fn bounded<S: ChunkStore>(
     server: &mut Lists<S>,
     request: Request<Body>,
 ) -> impl Future<Output = Result<Response<Body>, Status>> + use<S> {
-    let address = request.extensions().get::<Remote>().map(|remote| remote.address.ip());
-    let called = seats.take(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))).map(|seat| {
+    let called = take(seats, &request).map(|seat| {
         let answer = tonic::codegen::Service::call(server, request);
         async move {
             let answer = answer.await;
@@ -138,9 +151,18 @@ fn bounded<S: ChunkStore>(
     async move {
         match called {
             Some(answer) => answer.await.map_err(|never| match never {}),
-            None => Err(Status::resource_exhausted("this peer is busy: ask another, or later")),
+            None => Err(busy()),
         }
     }
+}
+
+fn take(seats: &Seats, request: &Request<Body>) -> Option<Seat> {
+    let address = request.extensions().get::<Remote>().map(|remote| remote.address.ip());
+    seats.take(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+}
+
+fn busy() -> Status {
+    Status::resource_exhausted("this peer is busy: ask another, or later")
 }
 
 /// Answer a call by `answer`, in pieces that are not copied together.

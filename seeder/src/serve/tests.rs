@@ -20,12 +20,13 @@ use tonic::Code;
 use tonic::codegen::Service as _;
 use tonic::transport::Channel;
 
-use super::{Counters, ServeConfig, Served, serve};
+use super::{Counters, MOST_SMALL_BYTES, ServeConfig, Served, serve};
 use crate::store::StoreError;
 use shelf::{Shelf, Store};
 
 mod lending;
 mod shelf;
+mod small;
 
 /// One served shelf.
 struct Server {

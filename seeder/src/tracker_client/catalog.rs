@@ -9,10 +9,11 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use swarm_proto::manifest::{INLINE_BYTES, MAX_EXTENTS, PAGE_BYTES, digest_of};
 use swarm_proto::v1::{self, Fault};
-use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision};
-use tonic::Streaming;
+use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision, fault};
+use tonic::{Response, Status, Streaming};
 
-use super::{BULK_ATTEMPT, TrackerClient, TrackerError, catalog_client, refusal};
+use super::{BULK_ATTEMPT, Shared, TrackerClient, TrackerError, catalog_client, refusal};
+use crate::session::Talk;
 use crate::store::AckLevel;
 
 /// Longest silence of a stream of pages.
@@ -26,6 +27,32 @@ const CHANGE_ATTEMPT: Duration = Duration::from_secs(4);
 
 /// A lease that says it is longer is not believed: a walk would go on with old files.
 const LONGEST_LEASE: Duration = Duration::from_secs(1);
+
+/// What the stream of changes carries.
+pub(super) struct Changes;
+
+impl Talk for Changes {
+    type Key = Bytes;
+    type Request = v1::MutateRequest;
+    type Message = v1::MutateAnswer;
+    type Answer = Result<v1::MutateReply, Status>;
+
+    fn read(message: v1::MutateAnswer) -> (Bytes, Self::Answer) {
+        let answer = match (message.fault(), message.reply) {
+            (Fault::Unspecified, Some(reply)) => Ok(reply),
+            (fault, _) => Err(fault::to_status(fault, message.message)),
+        };
+        (message.request_id, answer)
+    }
+}
+
+/// How a change gets to the tracker.
+enum Way {
+    /// By itself: it may be large and take long.
+    Call,
+    /// Over a stream of single changes, if there is one.
+    Stream,
+}
 
 /// How new an answer must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,7 +290,7 @@ impl TrackerClient {
         level: AckLevel,
         operations: Vec<v1::operation::Operation>,
     ) -> Result<Vec<Outcome>, TrackerError> {
-        let reply = self.send_mutation(level, operations, false, BULK_ATTEMPT).await?;
+        let reply = self.send_mutation(level, operations, false, Way::Call).await?;
         let outcome = |result: v1::OperationResult| match result.fault() {
             Fault::Unspecified => Ok(result.node),
             fault => Err(Refusal { fault, message: result.message }),
@@ -273,7 +300,7 @@ impl TrackerClient {
 
     /// Change one thing, and learn all that it changed. Waits as long as for an answer about a name.
     pub async fn change(&self, level: AckLevel, operation: v1::operation::Operation) -> Result<Changed, TrackerError> {
-        let mut reply = self.send_mutation(level, vec![operation], true, CHANGE_ATTEMPT).await?;
+        let mut reply = self.send_mutation(level, vec![operation], true, Way::Stream).await?;
         let result = reply.results.pop().ok_or_else(|| self.nonsense("no result"))?;
         let refused = match result.fault() {
             Fault::Unspecified => None,
@@ -287,7 +314,7 @@ impl TrackerClient {
         level: AckLevel,
         operations: Vec<v1::operation::Operation>,
         with_others: bool,
-        attempt: Duration,
+        way: Way,
     ) -> Result<v1::MutateReply, TrackerError> {
         let count = operations.len();
         let request = v1::MutateRequest {
@@ -296,13 +323,32 @@ impl TrackerClient {
             durable: level == AckLevel::Fsync,
             with_others,
         };
-        let ask = |line, request| async move { catalog_client(line).mutate(request).await };
-        let reply = self.ask_within(attempt, request, ask).await?;
+        let reply = match way {
+            Way::Call => {
+                let ask = |line, request| async move { catalog_client(line).mutate(request).await };
+                self.ask_within(BULK_ATTEMPT, request, ask).await?
+            }
+            Way::Stream => self.ask_in_turn(CHANGE_ATTEMPT, |index| self.stream_or_call(index, &request)).await?,
+        };
         self.saw(Revision(reply.revision));
         match reply.results.len() == count {
             true => Ok(reply),
             false => Err(self.nonsense("results")),
         }
+    }
+
+    async fn stream_or_call(&self, index: usize, request: &v1::MutateRequest) -> Result<v1::MutateReply, Status> {
+        let Shared { sessions, meant, .. } = &*self.shared;
+        // A stream is of one swarm from its beginning.
+        if meant.is_bound() {
+            let mut client = catalog_client(self.line(index));
+            let open = |requests| async move { client.mutate_stream(requests).await };
+            let session = &sessions[index % sessions.len()];
+            if let Some(Ok(answer)) = session.ask(request.request_id.clone(), || request.clone(), open).await {
+                return answer;
+            }
+        }
+        catalog_client(self.line(index)).mutate(request.clone()).await.map(Response::into_inner)
     }
 
     /// Change one thing.

@@ -29,6 +29,9 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
+use crate::session::Session;
+use catalog::Changes;
+
 /// Longest wait for one attempt of a small question. A stopped replica hangs its callers; a killed one
 /// is replaced in about 1.3 s.
 const ATTEMPT: Duration = Duration::from_millis(1_500);
@@ -103,6 +106,8 @@ pub struct TrackerClient {
 struct Shared {
     config: TrackerClientConfig,
     channels: Vec<Channel>,
+    /// One for each channel.
+    sessions: Vec<Session<Changes>>,
     preferred: AtomicUsize,
     newest: AtomicU64,
     meant: MeantFor,
@@ -118,11 +123,13 @@ impl TrackerClient {
     ///
     /// Errors: the address cannot be made a URI.
     pub fn new(config: TrackerClientConfig) -> Result<Self, AddressError> {
-        let channels = config.address.endpoints().iter().map(|endpoint| channel(endpoint)).collect::<Result<_, _>>()?;
+        let channels: Vec<_> =
+            config.address.endpoints().iter().map(|endpoint| channel(endpoint)).collect::<Result<_, _>>()?;
         let (reports, reports_out) = tokio::sync::mpsc::channel(1_024);
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
+                sessions: channels.iter().map(|_| Session::default()).collect(),
                 channels,
                 preferred: AtomicUsize::new(0),
                 newest: AtomicU64::new(0),
@@ -239,12 +246,24 @@ impl TrackerClient {
         self.ask_within(BULK_ATTEMPT, request, attempt).await
     }
 
-    /// Put one question to the replicas in turn until one answers or patience ends.
     async fn ask_within<R, T, A, F>(&self, limit: Duration, request: R, attempt: A) -> Result<T, TrackerError>
     where
         R: Clone,
         A: Fn(Line, R) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let ask = |index| {
+            let answer = attempt(self.line(index), request.clone());
+            async move { answer.await.map(Response::into_inner) }
+        };
+        self.ask_in_turn(limit, ask).await
+    }
+
+    /// Put one question to the replicas, by their number, until one answers or patience ends.
+    async fn ask_in_turn<T, A, F>(&self, limit: Duration, attempt: A) -> Result<T, TrackerError>
+    where
+        A: Fn(usize) -> F,
+        F: Future<Output = Result<T, Status>>,
     {
         self.agree().await?;
         let shared = &self.shared;
@@ -253,13 +272,13 @@ impl TrackerClient {
         let mut strangers = 0;
         let mut index = shared.preferred.load(Ordering::Relaxed);
         loop {
-            let reason = match tokio::time::timeout(limit, attempt(self.line(index), request.clone())).await {
-                Ok(Ok(response)) => {
+            let reason = match tokio::time::timeout(limit, attempt(index)).await {
+                Ok(Ok(answer)) => {
                     // Looked at first: a write would have every answer contend for it.
                     if shared.told_strayed.load(Ordering::Relaxed) {
                         shared.told_strayed.store(false, Ordering::Relaxed);
                     }
-                    return Ok(response.into_inner());
+                    return Ok(answer);
                 }
                 Ok(Err(status)) if !is_absence(&status) => {
                     let refused = refusal(&status);

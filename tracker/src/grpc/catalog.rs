@@ -4,6 +4,7 @@
 //! waits for ever: reads wait at most [`CATCH_UP`](crate::catalog::CATCH_UP) for their revision, an incoming
 //! stream that is silent for [`SILENCE`] is cut.
 
+mod changes;
 mod convert;
 mod manifests;
 mod read;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{CapacitySource, Catalog};
+use crate::metrics::Metrics;
 use crate::namespace::Refusal;
 use crate::store::StoreError;
 
@@ -38,6 +40,7 @@ pub struct CatalogService {
     catalog: Arc<Catalog>,
     capacity: Arc<dyn CapacitySource>,
     uploads: Arc<tokio::sync::Semaphore>,
+    streamed: changes::Desk,
     stop: CancellationToken,
 }
 
@@ -48,7 +51,13 @@ impl CatalogService {
     /// Serve a catalog; wrap it in [`catalog_server::CatalogServer`].
     pub fn new(catalog: Arc<Catalog>, capacity: Arc<dyn CapacitySource>) -> Self {
         let uploads = Arc::new(tokio::sync::Semaphore::new(UPLOADS));
-        Self { catalog, capacity, uploads, stop: CancellationToken::new() }
+        let streamed = changes::Desk::new(catalog.clone());
+        Self { catalog, capacity, uploads, streamed, stop: CancellationToken::new() }
+    }
+
+    /// Count changes that come over a stream like calls.
+    pub fn counted(self, metrics: Arc<Metrics>) -> Self {
+        Self { streamed: self.streamed.counted(metrics), ..self }
     }
 
     /// End the streams of watchers at `stop`: they would go on for ever.
@@ -86,6 +95,7 @@ async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
 impl catalog_server::Catalog for CatalogService {
     type ReadDirStream = Answers<v1::ReadDirReply>;
     type GetManifestStream = Answers<v1::ManifestPage>;
+    type MutateStreamStream = Answers<v1::MutateAnswer>;
     type WatchStream = Answers<v1::WatchReply>;
     type ExportStream = Answers<v1::CatalogPart>;
 
@@ -123,16 +133,13 @@ impl catalog_server::Catalog for CatalogService {
     }
 
     async fn mutate(&self, request: Request<v1::MutateRequest>) -> Reply<v1::MutateReply> {
-        let request = request.into_inner();
-        let durable = request.durable;
-        let mutated = self.catalog.mutate(convert::request(request)?).await.map_err(status_of)?;
-        if durable {
-            self.catalog.sync().await.map_err(|error| {
-                tracing::error!(%error, "sync the catalog");
-                Status::unavailable(format!("the change is made, but not on the disk: {error}"))
-            })?;
-        }
-        Ok(Response::new(convert::reply(mutated)))
+        changes::answer(&self.catalog, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn mutate_stream(&self, request: Request<Streaming<v1::MutateRequest>>) -> Reply<Self::MutateStreamStream> {
+        // What has come is answered.
+        let requests = request.into_inner().take_until(self.stop.clone().cancelled_owned());
+        Ok(Response::new(Box::pin(self.streamed.answer_all(requests))))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {

@@ -33,7 +33,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -53,9 +53,11 @@ use super::{
 };
 
 /// How much later than a commit a power cut can still undo it.
-const SETTLE_EVERY: Duration = Duration::from_millis(500);
-/// The table is taken to sled at once above this.
-const SETTLE_BYTES: usize = 4 * 1024 * 1024;
+const SYNC_EVERY: Duration = Duration::from_millis(500);
+/// How often the table is taken to sled: what came and went between never gets there.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
+/// It is taken at once above this.
+const SETTLE_BYTES: usize = 16 * 1024 * 1024;
 /// Above this, commits wait for that.
 const MOST_UNSETTLED: usize = 64 * 1024 * 1024;
 /// Commits are refused below this, as sled does not recover from a full disk while it runs.
@@ -147,21 +149,30 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreEr
 
 async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: CancellationToken) {
     let mut stopping = false;
+    let mut settled = Instant::now();
     while !stopping {
-        stopping = tokio::select! {
-            () = stop.cancelled() => true,
-            () = much.notified() => false,
-            () = tokio::time::sleep(SETTLE_EVERY) => false,
-        };
+        let mut due = false;
+        tokio::select! {
+            () = stop.cancelled() => stopping = true,
+            () = much.notified() => due = true,
+            () = tokio::time::sleep(SYNC_EVERY) => due = settled.elapsed() >= SETTLE_EVERY,
+        }
         // Holds the store only while it works, so that a store that nobody has any more is closed.
         let Some(inner) = inner.upgrade() else { return };
-        let settling = inner.clone();
-        match blocking(move || settling.settle()).await {
+        let working = inner.clone();
+        let worked = match due || stopping {
+            true => {
+                settled = Instant::now();
+                blocking(move || working.settle()).await
+            }
+            false => blocking(move || working.sync()).await,
+        };
+        match worked {
             Ok(()) => {}
             Err(error) if inner.lost.get().is_some() => {
-                return tracing::error!(%error, "take commits from the journal to sled");
+                return tracing::error!(%error, "bring commits to the disk");
             }
-            Err(error) => tracing::warn!(%error, "take commits from the journal to sled; tried again"),
+            Err(error) => tracing::warn!(%error, "bring commits to the disk; tried again"),
         }
     }
 }

@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use swarm_proto::ByteRange;
-use swarm_seeder::swarm::upload::UploadError;
+use swarm_seeder::swarm::upload::{Shortage, UploadError};
 
-use crate::write::{Delivered, Outbox, Spool};
+use crate::write::{Debts, Delivered, Outbox, Spool};
 
 /// Takes what is sent, as the test wants it.
 pub(crate) struct FakeOutbox {
@@ -26,6 +26,14 @@ pub(crate) struct FakeOutbox {
     pub(crate) taken: Mutex<Vec<SegmentId>>,
     /// Segments that were synced.
     pub(crate) synced: Mutex<Vec<SegmentId>>,
+    /// Seeders that are up, of how many that there are, and replicas that are wanted.
+    pub(crate) up: AtomicUsize,
+    pub(crate) known: AtomicUsize,
+    pub(crate) wanted: AtomicUsize,
+    /// Replicas of each segment.
+    pub(crate) copies: Mutex<HashMap<SegmentId, usize>>,
+    /// Bytes that were sent again.
+    pub(crate) again: Mutex<Vec<Bytes>>,
 }
 
 impl FakeOutbox {
@@ -41,6 +49,7 @@ impl FakeOutbox {
             };
             self.swarm.state.lock().segments.insert(segment.id, Bytes::copy_from_slice(part));
             self.taken.lock().push(segment.id);
+            self.copies.lock().insert(segment.id, self.up.load(Ordering::SeqCst));
             extents.push(Extent::whole(segment));
         }
         Ok(Delivered { extents, sent_bytes: range.len(), lease: Box::new(()) })
@@ -90,6 +99,55 @@ impl Outbox for FakeOutbox {
 
     fn forget(&self, ids: &[SegmentId]) {
         self.taken.lock().retain(|id| !ids.contains(id));
+    }
+
+    fn short(&self, ids: &[SegmentId]) -> Vec<(SegmentId, Shortage)> {
+        let (copies, taken) = (self.copies.lock(), self.taken.lock());
+        let count = |id: &SegmentId| if taken.contains(id) { copies[id] } else { 0 };
+        let short = ids.iter().map(|id| (*id, self.shortage(count(id))));
+        short.filter(|(_, shortage)| *shortage != Shortage::None).collect()
+    }
+
+    fn shortage(&self, replicas: usize) -> Shortage {
+        match replicas {
+            _ if replicas >= self.wanted.load(Ordering::SeqCst) => Shortage::None,
+            _ if replicas >= self.known.load(Ordering::SeqCst) => Shortage::OfSeeders,
+            _ => Shortage::OfReplicas,
+        }
+    }
+
+    fn live(&self) -> BoxFuture<'_, Result<Vec<PeerId>, UploadError>> {
+        std::future::ready(Ok(self.live_lately())).boxed()
+    }
+
+    fn live_lately(&self) -> Vec<PeerId> {
+        let up = u8::try_from(self.up.load(Ordering::SeqCst)).unwrap();
+        (1..=up).map(|number| PeerId::new([number; 16])).collect()
+    }
+
+    fn send_again<'a>(
+        &'a self,
+        segment: Segment,
+        bytes: BoxFuture<'a, Option<Bytes>>,
+    ) -> BoxFuture<'a, Result<usize, UploadError>> {
+        async move {
+            let missing = || UploadError::Read(Arc::new(std::io::ErrorKind::NotFound.into()));
+            let bytes = bytes.await.ok_or_else(missing)?;
+            if self.failing.load(Ordering::SeqCst) {
+                return Err(UploadError::NoSeeder);
+            }
+            assert_eq!(blake3::hash(&bytes).as_bytes(), segment.id.as_bytes());
+            self.again.lock().push(bytes);
+            self.taken.lock().push(segment.id);
+            let up = self.up.load(Ordering::SeqCst);
+            self.copies.lock().insert(segment.id, up);
+            Ok(up)
+        }
+        .boxed()
+    }
+
+    fn confirm(&self, _: Vec<Segment>) -> BoxFuture<'_, Result<(), UploadError>> {
+        std::future::ready(Ok(())).boxed()
     }
 }
 
@@ -182,9 +240,16 @@ impl Bench {
             loses: AtomicBool::default(),
             taken: Mutex::default(),
             synced: Mutex::default(),
+            up: AtomicUsize::new(1),
+            known: AtomicUsize::new(1),
+            wanted: AtomicUsize::new(1),
+            copies: Mutex::default(),
+            again: Mutex::default(),
         });
         let (spool, _) = Spool::open(folder.path(), 0).unwrap();
-        let writing = change(Writing::new(outbox.clone(), spool, String::new(), Duration::from_secs(5)));
+        let debts = Debts::open(&folder.path().join("owed"), 0.0).unwrap();
+        let writing = Writing::new(outbox.clone(), spool, String::new(), Duration::from_secs(5)).with_debts(debts);
+        let writing = change(writing);
         (Self::over(swarm, false, Access::ReadWrite, Some(writing)).await, outbox, folder)
     }
 }

@@ -35,7 +35,7 @@ impl FileSystem {
             async move {
                 let read = self.read_plan(written, &plan, deadline);
                 let bytes = tokio::time::timeout_at(deadline.into(), read).await.ok()?.ok()?;
-                file.write_all_at(&bytes, run.start).ok()?;
+                tokio::task::spawn_blocking(move || file.write_all_at(&bytes, run.start)).await.ok()?.ok()?;
                 // What is being written now would be mixed: another save joins it.
                 written.unsaved.is_as_at(run, stamp).then_some(run)
             }

@@ -61,6 +61,13 @@ impl Owed {
         lost
     }
 
+    /// These are durable at as many seeders as are needed.
+    pub(super) fn paid(&mut self, ids: &[SegmentId]) {
+        for id in ids {
+            self.segments.remove(id);
+        }
+    }
+
     fn expire(&mut self, now: Instant) {
         while let Some((at, id)) = self.order.front()
             && (now.saturating_duration_since(*at) > FOLLOWED || self.order.len() > MOST)

@@ -10,6 +10,7 @@ use swarm_proto::{ByteRange, Fault, InodeNumber, Manifest, SegmentId, v1};
 use swarm_seeder::store::AckLevel;
 use swarm_seeder::swarm::upload::UploadError;
 
+use super::resend::bearer;
 use super::{FileSystem, Writing, Written, base_of, spool_error};
 use crate::errno::{self, Errno};
 use crate::fs::changing::now_ns;
@@ -57,6 +58,16 @@ impl FileSystem {
     /// Errors: [`Errno::STALE`] if another mount was faster: its version stays, and a conflict copy has ours;
     ///         [`Errno::NOSPC`], [`Errno::IO`], [`Errno::TIMEDOUT`]: it stays unsaved.
     pub(super) async fn save(self: &Arc<Self>, written: &Arc<Written>, level: AckLevel) -> Result<Saved, Errno> {
+        let saved = self.save_now(written, level).await;
+        match saved {
+            // A conflict copy has it.
+            Ok(_) | Err(Errno::STALE) => {}
+            Err(error) => written.unsaved.tell_failed(&errno::words(error)),
+        }
+        saved
+    }
+
+    async fn save_now(self: &Arc<Self>, written: &Arc<Written>, level: AckLevel) -> Result<Saved, Errno> {
         let writing = self.writing()?;
         let unsaved = &written.unsaved;
         // Whoever saves it now ends by its own timeouts; several of them may come one after the other.
@@ -133,6 +144,8 @@ impl FileSystem {
                 writing.outbox.forget(&ids);
             }
         })?;
+        // Before the spool is told that it is saved: if this process dies in between, the next one saves it again.
+        self.owe(writing, written.unsaved.inode(), &base.manifest, &ids, |at| bearer(save, at));
         written.unsaved.settle(save.stamp, base);
         if !save.runs().is_empty() {
             written.unsaved.leave_to_base(save.runs());
@@ -173,6 +186,7 @@ impl FileSystem {
         };
         let version = Version { digest, manifest };
         self.remember_version(&version);
+        self.replaced(writing, InodeNumber(inode), &version.manifest);
         answered.conclude(&[]);
         self.open.saved(node.clone(), version.clone(), base.version);
         Ok(base_of(&node, &version))
@@ -266,6 +280,9 @@ impl FileSystem {
             let answered = self.commit(writing, AckLevel::Close, touched, Operation::PublishFile(publish)).await?;
             match answered.refusal() {
                 None => {
+                    if let Some(node) = answered.node() {
+                        self.owe(writing, node.inode, &manifest, &ids, |at| bearer(save, at));
+                    }
                     let made = answered.node().map_or(Becomes::Unknown, Becomes::Names);
                     answered.conclude(&[made]);
                     let shown = String::from_utf8_lossy(&name).into_owned();
@@ -280,25 +297,6 @@ impl FileSystem {
             }
         }
         Err(Errno::EXIST)
-    }
-
-    /// All that this mount saved of a version lately survives a power cut from now on. Of the rest, the disks followed.
-    pub(in crate::fs) async fn raise(&self, manifest: &Manifest) -> Result<(), Errno> {
-        let writing = self.writing()?;
-        let owed = writing.owed.lock().of(manifest, Instant::now());
-        if owed.is_empty() {
-            return Ok(());
-        }
-        // Too few of them may be so by now, as there are more seeders: what counts is that none takes its word back.
-        writing.outbox.sync(owed.clone()).await;
-        let lost = writing.owed.lock().settle(&owed, &writing.outbox.acknowledged(&owed));
-        match lost.first() {
-            None => Ok(()),
-            Some(segment) => {
-                tracing::error!(%segment, of = lost.len(), "sync a file: a seeder lost what it had acknowledged");
-                Err(Errno::IO)
-            }
-        }
     }
 
     /// Where the end of a file moved, or its bytes are others than the kernel has.

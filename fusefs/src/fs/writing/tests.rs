@@ -68,6 +68,54 @@ async fn what_nobody_writes_any_more_and_cannot_be_saved_is_kept_and_not_shown()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_close_could_not_save_is_listed_while_it_is_tried_again() {
+    let (bench, outbox, folder) = Bench::writing(1 << 20).await;
+    let listed = || {
+        let notes = crate::write::spool::notes_in(folder.path()).unwrap();
+        notes.into_iter().map(|note| (note.state, note.error.is_some())).collect::<Vec<_>>()
+    };
+    let inode = file(&bench, b"base").await;
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    write(&bench, inode, 0, b"B");
+    outbox.held.store(true, Ordering::SeqCst);
+    let fs = bench.fs.clone();
+    let closing = bench.tasks.spawn(async move { fs.flush(inode).await });
+    until_sent(&bench, &outbox, 1).await;
+    assert_eq!(listed(), [], "nothing failed yet");
+    outbox.failing.store(true, Ordering::SeqCst);
+    outbox.held.store(false, Ordering::SeqCst);
+    closing.await.unwrap().unwrap_err();
+    assert_eq!(listed(), [(State::Retrying, true)]);
+    outbox.held.store(true, Ordering::SeqCst);
+    bench.fs.release(handle);
+    until_sent(&bench, &outbox, 2).await;
+    assert_eq!(listed(), [(State::Retrying, true)], "while it is tried");
+    outbox.failing.store(false, Ordering::SeqCst);
+    outbox.held.store(false, Ordering::SeqCst);
+    bench.until("it is saved", |bench| bench.fs.unsaved_files() == 0).await;
+    assert_eq!((listed(), bench.swarm.content(inode)), (vec![], Bytes::from("Base")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_after_a_save_that_failed_is_not_saved_unasked() {
+    let (bench, outbox, folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, &[b'-'; 20_000]).await;
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    write(&bench, inode, 0, &[b'a'; 4096]);
+    outbox.held.store(true, Ordering::SeqCst);
+    outbox.failing.store(true, Ordering::SeqCst);
+    let fs = bench.fs.clone();
+    let closing = bench.tasks.spawn(async move { fs.flush(inode).await });
+    until_sent(&bench, &outbox, 1).await;
+    write(&bench, inode, 8192, &[b'b'; 4096]);
+    outbox.held.store(false, Ordering::SeqCst);
+    closing.await.unwrap().unwrap_err();
+    bench.fs.writing().unwrap().spool.abandon();
+    let left = crate::write::spool::notes_in(folder.path()).unwrap().remove(0);
+    assert_eq!((left.state, left.changed), (State::Saving, Some(vec![(0, 4096, true)])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the_race() {
     let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
@@ -110,8 +158,9 @@ async fn what_a_close_acknowledged_is_durable_after_fsync_through_any_handle() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fsync_says_that_a_seeder_lost_what_it_had_acknowledged_or_that_the_catalog_does_not_answer() {
-    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+async fn fsync_says_that_nobody_keeps_what_was_acknowledged_or_that_the_catalog_does_not_answer() {
+    let short = |writing| Writing { timeout: Duration::from_millis(500), ..writing };
+    let (bench, outbox, _folder) = Bench::writing_with(1 << 20, short).await;
     let inode = file(&bench, b"base").await;
     bench.fs.open_to_write(inode, false).await.unwrap();
     write(&bench, inode, 0, b"B");

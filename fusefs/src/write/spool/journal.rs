@@ -28,6 +28,8 @@ pub enum Event {
     Begun(Note),
     /// It is being saved.
     Saving(Note),
+    /// Saving it failed, for this reason.
+    Failed(SpoolNumber, String),
     /// It is changed again, since it began to be saved; it was so before.
     Changed(SpoolNumber, Since),
     /// This is written, start and length, in blocks of the data file that lack bytes of the base.
@@ -101,7 +103,7 @@ impl Inner {
         let mut text = Vec::new();
         for note in self.open.values() {
             text.extend(line(&match note.state {
-                State::Saving => Event::Saving(note.clone()),
+                State::Saving | State::Retrying => Event::Saving(note.clone()),
                 State::Interrupted | State::Failed => Event::Begun(note.clone()),
             })?);
         }
@@ -142,6 +144,11 @@ fn apply(open: &mut Open, event: Event) {
     match event {
         Event::Begun(note) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
         Event::Saving(note) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
+        Event::Failed(number, why) => {
+            if let Some(note) = open.get_mut(&number) {
+                note.error = Some(why);
+            }
+        }
         Event::Changed(number, before) => since(open, number, |since| *since = before),
         Event::Wrote(number, start, length) => since(open, number, |since| since.part(start, length)),
         Event::Resized(number, size) => since(open, number, |since| since.resize(size)),

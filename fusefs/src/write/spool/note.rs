@@ -14,6 +14,9 @@ use super::{SpoolNumber, journal};
 pub enum State {
     /// The mount died while it was being saved: the next one goes on.
     Saving,
+    /// Saving it failed, and it is the mount's still: it tries again when the file is closed for the last time, and goes on
+    /// if it dies. Not in the files of the spool: there it is [`Self::Saving`], and why it failed.
+    Retrying,
     /// The mount died before anybody asked for it to be saved.
     Interrupted,
     /// It could not be saved.
@@ -157,6 +160,13 @@ pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
     };
     let has_data = |note: &Note| folder.join(format!("{}.data", note.number)).exists();
     Ok(journal::unfinished(&text).into_iter().filter(has_data).collect())
+}
+
+/// What the mount that uses a folder could not save and tries again, as far as its journal tells.
+pub(super) fn retried_in(folder: &Path) -> io::Result<Vec<Note>> {
+    let left = left_in(folder)?.into_iter();
+    let failed = left.filter(|note| note.state == State::Saving && note.error.is_some());
+    Ok(failed.map(|note| Note { state: State::Retrying, ..note }).collect())
 }
 
 /// Data files without a note.

@@ -103,7 +103,7 @@ impl Inner {
     pub(super) fn restart(&mut self, base: Base) {
         let pieces = Pieces::new(base.manifest.size());
         self.stand_on(base, pieces);
-        (self.file, self.told) = (None, Told::Nothing);
+        (self.file, self.told, self.trouble) = (None, Told::Nothing, None);
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         (self.not_appended, self.timed) = (None, None);

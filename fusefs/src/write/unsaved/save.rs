@@ -100,9 +100,21 @@ impl Unsaved {
     /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.
     pub fn tell_saving(&self) {
         let mut inner = self.inner.lock();
-        if let (Some(file), Some(note)) = (inner.file.clone(), self.note_of(&inner, State::Saving, None)) {
+        if let (Some(file), Some(note)) =
+            (inner.file.clone(), self.note_of(&inner, State::Saving, inner.trouble.clone()))
+        {
             file.saving(note);
             inner.told = Told::Saving;
+        }
+    }
+
+    /// Saving it failed: tell the journal why, for a person who asks meanwhile.
+    pub fn tell_failed(&self, why: &str) {
+        let mut inner = self.inner.lock();
+        inner.trouble = Some(why.to_owned());
+        // Not anew that it is being saved: nobody has asked for what was written since.
+        if let Some(file) = inner.file.as_ref().filter(|_| inner.told != Told::Nothing) {
+            file.failed(why);
         }
     }
 
@@ -110,7 +122,7 @@ impl Unsaved {
     pub fn settle(&self, stamp: Stamp, base: Base) {
         let mut inner = self.inner.lock();
         inner.pieces.settle(stamp);
-        inner.base = base;
+        (inner.base, inner.trouble) = (base, None);
         inner.not_appended = inner.not_appended.filter(|at| *at > stamp);
         inner.timed = inner.timed.filter(|at| *at > stamp);
         inner.early.clear();

@@ -132,6 +132,11 @@ impl Unsaved {
         Ok(file)
     }
 
+    /// Its data file, if there is one.
+    pub fn data_file(&self) -> Option<Arc<SpoolFile>> {
+        self.inner.lock().file.clone()
+    }
+
     /// The data file, for whoever keeps it for a person.
     pub fn take_file(&self) -> Option<Arc<SpoolFile>> {
         let mut inner = self.inner.lock();

@@ -155,6 +155,16 @@ impl Chunks for Proxy {
         self.honest.clone().store(frames).await
     }
 
+    // Who has no such stream is sent each by a call.
+    type StoreStreamStream = futures::stream::BoxStream<'static, Result<swarm_proto::v1::StoreSmallAnswer, Status>>;
+
+    async fn store_stream(
+        &self,
+        _: Request<Streaming<swarm_proto::v1::StoreSmallRequest>>,
+    ) -> Result<Response<Self::StoreStreamStream>, Status> {
+        Err(Status::unimplemented("store_stream"))
+    }
+
     async fn touch(&self, request: Request<TouchRequest>) -> Result<Response<TouchReply>, Status> {
         self.honest.clone().touch(request.into_inner()).await
     }

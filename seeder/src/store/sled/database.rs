@@ -29,11 +29,12 @@ const SLED_MAINTENANCE_MS: u64 = 500;
 /// last thread has let go of its garbage, which took seconds on a machine with ten busy processes a core.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A checkpoint is due above this many bytes in memory, or after so long.
-const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// A checkpoint is due above this many bytes in memory, or after so long: a burst of small files is taken when it is over,
+/// and what lives shorter never.
+const CHECKPOINT_BYTES: usize = 48 * 1024 * 1024;
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// A flush makes one itself above this.
-const MOST_IN_MEMORY: usize = 32 * 1024 * 1024;
+const MOST_IN_MEMORY: usize = 96 * 1024 * 1024;
 /// Rows that sled takes at once.
 const BATCH: usize = 256;
 

@@ -10,7 +10,7 @@ use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, Segment, SegmentId};
 use super::links::Trouble;
 use super::store_call::{Said, store};
 use super::uploader::{BATCH_SEGMENTS, Inner, Job, TOUCH, TOUCH_SEGMENTS};
-use super::{SeederUp, UploadError};
+use super::{KnownSeeder, SeederState, UploadError};
 use crate::swarm::PeerAddress;
 
 /// Small segments of a batch travel together, up to so many bytes a store call.
@@ -125,11 +125,12 @@ impl Inner {
     }
 
     /// Whether every seeder that could still take a segment has no room for it: waiting helps nothing.
-    fn no_room(&self, open: &[Open], seeders: &[SeederUp]) -> bool {
+    fn no_room(&self, open: &[Open], seeders: &[KnownSeeder]) -> bool {
         let full = self.links.full(Instant::now());
         let hopeless = |open: &Open| {
             seeders.iter().filter(|seeder| !open.holders.contains(&seeder.id)).all(|seeder| {
-                full.contains(&seeder.id) || (seeder.live && seeder.free_bytes < u64::from(open.job.segment.length))
+                let is_live = seeder.state == SeederState::Live;
+                full.contains(&seeder.id) || (is_live && seeder.free_bytes < u64::from(open.job.segment.length))
             })
         };
         open.iter().all(hopeless)
@@ -148,31 +149,40 @@ impl Inner {
 
     /// Who has the segments: our own memory first, then the tracker's hint and a durable touch.
     async fn look_up(&self, batch: Vec<Job>) -> Result<Vec<Open>, (Vec<Job>, UploadError)> {
-        let own: Vec<Vec<PeerId>> = {
-            let (ledger, now) = (self.ledger.lock(), Instant::now());
-            batch.iter().map(|job| ledger.holders(&job.segment.id, now, self.config.keep / 2)).collect()
+        let up: HashSet<PeerId> = match self.seeders().await {
+            Ok(seeders) => seeders.iter().map(|seeder| seeder.id).collect(),
+            Err(error) => return Err((batch, error)),
+        };
+        // The word of one that is away helps nobody now.
+        let own = |job: &Job| {
+            let mut holders = self.ledger.lock().holders(&job.segment.id, Instant::now(), self.config.keep / 2);
+            holders.retain(|holder| up.contains(holder));
+            holders
         };
         let bytes: u64 = batch.iter().map(|job| u64::from(job.segment.length)).sum();
         let asks = bytes > self.config.unasked_bytes;
-        let unknown: Vec<Segment> =
-            batch.iter().zip(&own).filter(|(_, own)| asks && own.is_empty()).map(|(job, _)| job.segment).collect();
-        let ids: Vec<SegmentId> = unknown.iter().map(|segment| segment.id).collect();
-        let asked = async {
-            let seeders: HashSet<PeerId> = self.seeders().await?.iter().map(|seeder| seeder.id).collect();
-            let holders = if ids.is_empty() { Vec::new() } else { self.placer.holders(ids.clone()).await? };
-            Ok::<_, UploadError>((seeders, holders))
-        };
-        let (seeders, located) = match asked.await {
-            Ok(answer) => answer,
-            Err(error) => return Err((batch, error)),
-        };
+        let unknown = batch.iter().filter(|job| asks && own(job).is_empty()).map(|job| job.segment).collect::<Vec<_>>();
+        if let Err(error) = self.ask_around(&unknown, &up).await {
+            return Err((batch, error));
+        }
+        let open = batch.into_iter().map(|job| {
+            let holders = own(&job);
+            Open { job, holders, sent: false, extra: 0, direct: !asks }
+        });
+        Ok(open.collect())
+    }
+
+    /// Enter which of those that are up durably hold these, and keep them from now on.
+    pub(super) async fn ask_around(&self, segments: &[Segment], up: &HashSet<PeerId>) -> Result<(), UploadError> {
+        let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
+        let located = if ids.is_empty() { Vec::new() } else { self.placer.holders(ids).await? };
         let mut touches: HashMap<PeerId, (PeerAddress, Vec<SegmentId>)> = HashMap::new();
-        for (segment, holders) in unknown.iter().zip(located) {
-            for holder in holders.into_iter().filter(|holder| seeders.contains(&holder.id)) {
+        for (segment, holders) in segments.iter().zip(located) {
+            for holder in holders.into_iter().filter(|holder| up.contains(&holder.id)) {
                 touches.entry(holder.id).or_insert_with(|| (holder, Vec::new())).1.push(segment.id);
             }
         }
-        let lengths: HashMap<SegmentId, Segment> = unknown.iter().map(|segment| (segment.id, *segment)).collect();
+        let lengths: HashMap<SegmentId, Segment> = segments.iter().map(|segment| (segment.id, *segment)).collect();
         let touch = |(holder, ids): (PeerAddress, Vec<SegmentId>)| {
             let lengths = &lengths;
             async move {
@@ -186,12 +196,7 @@ impl Inner {
             }
         };
         futures::future::join_all(touches.into_values().map(touch)).await;
-        let (ledger, now) = (self.ledger.lock(), Instant::now());
-        let open = batch.into_iter().map(|job| {
-            let holders = ledger.holders(&job.segment.id, now, self.config.keep / 2);
-            Open { job, holders, sent: false, extra: 0, direct: !asks }
-        });
-        Ok(open.collect())
+        Ok(())
     }
 
     /// Those of `ids` that a seeder durably holds and keeps from now on; none if it does not answer.
@@ -296,15 +301,15 @@ impl Inner {
     }
 
     async fn send(&self, bundle: &Bundle, open: &[Open], targets: &[PeerAddress]) -> Said {
-        let client = match self.links.client(&targets[0]) {
-            Ok(client) => client,
+        let (client, small) = match self.links.line(&targets[0]) {
+            Ok(line) => line,
             Err(reason) => return Said::Failed(reason),
         };
         // The others are called only for syncs and touches, but by the same name.
         targets.iter().skip(1).for_each(|target| drop(self.links.client(target)));
         let pieces: Vec<_> =
             bundle.members.iter().map(|index| (open[*index].job.segment, open[*index].job.bytes.clone())).collect();
-        store(client, &pieces, targets, self.config.level, self.config.keep, STALL).await
+        store(client, &small, &pieces, targets, self.config.level, self.config.keep, STALL).await
     }
 
     /// Enter what the seeders of one call said.

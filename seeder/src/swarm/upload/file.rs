@@ -92,7 +92,9 @@ pub async fn upload_range(
     range: ByteRange,
 ) -> Result<(Vec<Extent>, Vec<Lease>, u64), UploadError> {
     let segment_bytes = uploader.config().segment_bytes;
-    let stretches = blocking(uploader, file, move |file| {
+    // A thread of its own would take longer to wake than this takes: it was written just now.
+    let here = range.len() <= uploader.config().unasked_bytes;
+    let stretches = reading(here, uploader, file, move |file| {
         // Past the end everything looks like a hole.
         match file.metadata()?.len() < range.end {
             true => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -107,7 +109,7 @@ pub async fn upload_range(
                 Stretch::Hole(length) => Ok((Extent::Hole { length }, None)),
                 Stretch::Data(range) => {
                     let room = uploader.room(range.len()).await?;
-                    let piece = blocking(&uploader, &file, move |file| read_piece(file, range)).await?;
+                    let piece = reading(here, &uploader, &file, move |file| read_piece(file, range)).await?;
                     let placed = uploader.place(piece, room).await?;
                     Ok::<_, UploadError>((Extent::whole(placed.segment), Some(placed)))
                 }
@@ -176,6 +178,19 @@ fn read_piece(file: &File, range: ByteRange) -> io::Result<Piece> {
 
 fn read_error(error: io::Error) -> UploadError {
     UploadError::Read(Arc::new(error))
+}
+
+/// On this thread if that is short, else where blocking is allowed.
+async fn reading<T: Send + 'static>(
+    here: bool,
+    uploader: &Uploader,
+    file: &Arc<File>,
+    work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+) -> Result<T, UploadError> {
+    match here {
+        true => work(file).map_err(read_error),
+        false => blocking(uploader, file, work).await,
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,6 +9,8 @@ use swarm_proto::v1::chunks_client::ChunksClient;
 use swarm_proto::{MAX_MESSAGE_BYTES, PeerId};
 use tonic::transport::{Channel, Endpoint};
 
+use super::store_call::Small;
+use crate::session::Session;
 use crate::swarm::PeerAddress;
 
 /// How long a connection may take to come up.
@@ -59,6 +61,7 @@ pub(super) struct Links {
 struct Link {
     address: String,
     channel: Channel,
+    small: Arc<Session<Small>>,
     /// One sync at a time; the next one finds that the first did its work.
     syncing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -68,18 +71,26 @@ impl Links {
     ///
     /// Errors: in words, if the address is none.
     pub(super) fn client(&self, peer: &PeerAddress) -> Result<ChunksClient<Channel>, String> {
+        Ok(self.line(peer)?.0)
+    }
+
+    /// A client of this seeder, and the stream to it for what is small.
+    ///
+    /// Errors: as [`Self::client`].
+    pub(super) fn line(&self, peer: &PeerAddress) -> Result<(ChunksClient<Channel>, Arc<Session<Small>>), String> {
         let mut links = self.links.lock();
         let known = links.get(&peer.id).filter(|link| link.address == peer.address);
-        let channel = match known {
-            Some(link) => link.channel.clone(),
+        let link = match known {
+            Some(link) => link.clone(),
             None => {
                 let channel = connect(&peer.address)?;
-                let link = Link { address: peer.address.clone(), channel: channel.clone(), syncing: Arc::default() };
-                links.insert(peer.id, link);
-                channel
+                let (address, small, syncing) = (peer.address.clone(), Arc::default(), Arc::default());
+                let link = Link { address, channel, small, syncing };
+                links.insert(peer.id, link.clone());
+                link
             }
         };
-        Ok(wrap(channel))
+        Ok((wrap(link.channel), link.small))
     }
 
     /// A client of a seeder that was used before, and the lock of its sync.

@@ -10,10 +10,12 @@ mod file;
 mod ledger;
 mod links;
 mod placer;
+mod shortage;
 mod store_call;
 mod uploader;
 
 pub use file::{Uploaded, upload_file, upload_range, upload_stream};
+pub use shortage::Shortage;
 pub use uploader::{Lease, Piece, Placed, Room, UploadStats, Uploader};
 
 use std::sync::Arc;
@@ -126,17 +128,28 @@ pub trait Placer: Send + Sync + 'static {
         exclude: Vec<PeerId>,
     ) -> BoxFuture<'_, Result<Vec<Vec<PeerAddress>>, TrackerError>>;
 
-    /// The seeders that are up, or were until a moment ago.
-    fn seeders(&self) -> BoxFuture<'_, Result<Vec<SeederUp>, TrackerError>>;
+    /// All seeders of the swarm.
+    fn seeders(&self) -> BoxFuture<'_, Result<Vec<KnownSeeder>, TrackerError>>;
 }
 
-/// A seeder that is up, or was until a moment ago.
+/// Whether a seeder is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeederUp {
+pub enum SeederState {
+    /// It is.
+    Live,
+    /// It was until a moment ago.
+    Stale,
+    /// It has been away for longer, and may come back.
+    Away,
+}
+
+/// A seeder of the swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownSeeder {
     /// Who.
     pub id: PeerId,
-    /// Whether it is up now.
-    pub live: bool,
+    /// Whether it is up.
+    pub state: SeederState,
     /// Bytes that it could still take.
     pub free_bytes: u64,
 }

@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 use swarm_proto::v1::{PeerKind, PeerState, PeerStatus};
 use swarm_proto::{PeerId, Segment, SegmentId};
 
-use super::{Placer, SeederUp};
+use super::{KnownSeeder, Placer, SeederState};
 use crate::swarm::PeerAddress;
 use crate::tracker_client::{TrackerClient, TrackerError};
 
@@ -28,20 +28,21 @@ impl Placer for TrackerClient {
         Box::pin(async move { self.place(&segments, replicas, &exclude).await })
     }
 
-    fn seeders(&self) -> BoxFuture<'_, Result<Vec<SeederUp>, TrackerError>> {
+    fn seeders(&self) -> BoxFuture<'_, Result<Vec<KnownSeeder>, TrackerError>> {
         Box::pin(async move {
             let peers = self.peers().await?;
-            Ok(peers.iter().filter_map(seeder_up).collect())
+            Ok(peers.iter().filter_map(known_seeder).collect())
         })
     }
 }
 
-fn seeder_up(peer: &PeerStatus) -> Option<SeederUp> {
+fn known_seeder(peer: &PeerStatus) -> Option<KnownSeeder> {
     let info = peer.info.as_ref()?;
-    let live = match (info.kind(), info.state()) {
-        (PeerKind::Seeder, PeerState::Live) => true,
-        (PeerKind::Seeder, PeerState::Stale) => false,
+    let state = match (info.kind(), info.state()) {
+        (PeerKind::Seeder, PeerState::Live) => SeederState::Live,
+        (PeerKind::Seeder, PeerState::Stale) => SeederState::Stale,
+        (PeerKind::Seeder, PeerState::Dead) => SeederState::Away,
         _ => return None,
     };
-    Some(SeederUp { id: PeerId::try_from(&info.peer_id[..]).ok()?, live, free_bytes: peer.free_bytes })
+    Some(KnownSeeder { id: PeerId::try_from(&info.peer_id[..]).ok()?, state, free_bytes: peer.free_bytes })
 }

@@ -12,6 +12,8 @@ use swarm_proto::{PeerId, Segment};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::serve::MOST_SMALL_BYTES;
+use crate::session::{Session, Talk};
 use crate::store::AckLevel;
 use crate::swarm::PeerAddress;
 
@@ -36,12 +38,22 @@ pub(super) enum Said {
 /// Cost: waits as long as bytes move, and `stall` without any.
 pub(super) async fn store(
     mut client: ChunksClient<Channel>,
+    session: &Session<Small>,
     pieces: &[(Segment, Bytes)],
     targets: &[PeerAddress],
     level: AckLevel,
     keep: Duration,
     stall: Duration,
 ) -> Said {
+    let bytes: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+    if targets.len() == 1 && bytes <= MOST_SMALL_BYTES {
+        let small = store_small(client.clone(), session, pieces, level, keep);
+        match tokio::time::timeout(stall, small).await {
+            Ok(Some(said)) => return said,
+            Ok(None) => {}
+            Err(_) => return Said::Failed(format!("no answer for {stall:?}")),
+        }
+    }
     let frames = frames(pieces, &targets[1..], level, keep);
     let moved = Arc::new(AtomicU64::new(0));
     let counter = moved.clone();
@@ -71,6 +83,44 @@ pub(super) async fn store(
     }
 }
 
+/// What a stream of small segments carries.
+pub(super) struct Small;
+
+impl Talk for Small {
+    type Key = u64;
+    type Request = v1::StoreSmallRequest;
+    type Message = v1::StoreSmallAnswer;
+    type Answer = Result<v1::StoreAck, String>;
+
+    fn read(message: v1::StoreSmallAnswer) -> (u64, Self::Answer) {
+        (message.number, message.ack.ok_or(message.refused))
+    }
+}
+
+/// Store `pieces` over the stream to a seeder. None: there is none now.
+async fn store_small(
+    mut client: ChunksClient<Channel>,
+    session: &Session<Small>,
+    pieces: &[(Segment, Bytes)],
+    level: AckLevel,
+    keep: Duration,
+) -> Option<Said> {
+    let number = rand::random();
+    let request = || {
+        let data = match pieces {
+            [(_, bytes)] => bytes.clone(),
+            pieces => pieces.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect(),
+        };
+        v1::StoreSmallRequest { number, header: Some(header(pieces, &[], level, keep)), data }
+    };
+    let open = |requests| async move { client.store_stream(requests).await };
+    // A stream that ended without an answer: perhaps it was silent for too long. To store it again by a call is harmless.
+    Some(match session.ask(number, request, open).await?.ok()? {
+        Ok(ack) => Said::Acks(read(v1::StoreReply { acks: vec![ack] }, pieces.len())),
+        Err(reason) => Said::Failed(reason),
+    })
+}
+
 fn words(status: &Status) -> String {
     match status.message() {
         "" => status.code().to_string(),
@@ -88,18 +138,22 @@ fn read(reply: v1::StoreReply, count: usize) -> Vec<(PeerId, Vec<v1::StoreOutcom
     acks.collect()
 }
 
-fn frames(pieces: &[(Segment, Bytes)], forward: &[PeerAddress], level: AckLevel, keep: Duration) -> Vec<StoreFrame> {
+fn header(pieces: &[(Segment, Bytes)], forward: &[PeerAddress], level: AckLevel, keep: Duration) -> v1::StoreHeader {
     let level = match level {
         AckLevel::Close => v1::AckLevel::Close,
         AckLevel::Fsync => v1::AckLevel::Fsync,
     };
     let target = |peer: &PeerAddress| v1::Target { peer_id: peer.id.to_wire(), address: peer.address.clone() };
-    let header = v1::StoreHeader {
+    v1::StoreHeader {
         segments: pieces.iter().map(|(segment, _)| (*segment).into()).collect(),
         level: level.into(),
         forward: forward.iter().map(target).collect(),
         keep_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
-    };
+    }
+}
+
+fn frames(pieces: &[(Segment, Bytes)], forward: &[PeerAddress], level: AckLevel, keep: Duration) -> Vec<StoreFrame> {
+    let header = header(pieces, forward, level, keep);
     let mut frames = vec![StoreFrame { frame: Some(store_frame::Frame::Header(header)) }];
     let mut push = |data: Bytes| frames.push(StoreFrame { frame: Some(store_frame::Frame::Data(data)) });
     let mut gathered = BytesMut::new();

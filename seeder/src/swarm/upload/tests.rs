@@ -110,6 +110,16 @@ impl Chunks for Seeder {
         }
         Ok(Response::new(v1::StoreReply { acks }))
     }
+    // Who has no such stream is sent each by a call.
+    type StoreStreamStream = futures::stream::BoxStream<'static, Result<v1::StoreSmallAnswer, Status>>;
+
+    async fn store_stream(
+        &self,
+        _: Request<Streaming<v1::StoreSmallRequest>>,
+    ) -> Result<Response<Self::StoreStreamStream>, Status> {
+        Err(Status::unimplemented("store_stream"))
+    }
+
     async fn touch(&self, request: Request<v1::TouchRequest>) -> Result<Response<v1::TouchReply>, Status> {
         self.state.touches.fetch_add(1, Ordering::SeqCst);
         let held = self.state.held.lock();
@@ -143,6 +153,7 @@ impl Seeder {
 struct Tracker {
     seeders: Arc<Mutex<Vec<Seeder>>>,
     full: Arc<Mutex<HashSet<PeerId>>>,
+    away: Arc<Mutex<HashSet<PeerId>>>,
     /// It says of everybody that they hold everything.
     lies: Arc<std::sync::atomic::AtomicBool>,
     /// How often it was asked who holds something, or who is to take it.
@@ -170,17 +181,18 @@ impl Placer for Tracker {
         exclude: Vec<PeerId>,
     ) -> BoxFuture<'_, Result<Vec<Vec<PeerAddress>>, TrackerError>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let (seeders, full) = (self.seeders.lock(), self.full.lock());
-        let free = seeders.iter().filter(|s| !exclude.contains(&s.state.id) && !full.contains(&s.state.id));
+        let (seeders, full, away) = (self.seeders.lock(), self.full.lock(), self.away.lock());
+        let fit = |id: &PeerId| !exclude.contains(id) && !full.contains(id) && !away.contains(id);
+        let free = seeders.iter().filter(|seeder| fit(&seeder.state.id));
         let targets: Vec<PeerAddress> = free.take(replicas as usize).map(address).collect();
         let all = vec![targets; segments.len()];
         Box::pin(async move { Ok(all) })
     }
-    fn seeders(&self) -> BoxFuture<'_, Result<Vec<SeederUp>, TrackerError>> {
-        let full = self.full.lock();
-        let up = |seeder: &Seeder| SeederUp {
+    fn seeders(&self) -> BoxFuture<'_, Result<Vec<KnownSeeder>, TrackerError>> {
+        let (full, away) = (self.full.lock(), self.away.lock());
+        let up = |seeder: &Seeder| KnownSeeder {
             id: seeder.state.id,
-            live: true,
+            state: if away.contains(&seeder.state.id) { SeederState::Away } else { SeederState::Live },
             free_bytes: if full.contains(&seeder.state.id) { 0 } else { 1 << 40 },
         };
         let all = self.seeders.lock().iter().map(up).collect();
@@ -506,4 +518,54 @@ async fn a_stop_ends_what_waits() {
         stop.cancel();
     });
     assert!(matches!(outcome, Err(UploadError::Stopping)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_took_that_is_away_now_is_sent_again_to_others() {
+    let swarm = swarm(2, |_| {}).await;
+    let [first, second] = [0, 1].map(|at: usize| swarm.seeders[at].state.id);
+    swarm.tracker.away.lock().insert(second);
+    let uploaded = put(&swarm, &bytes(10, 1)).await.unwrap();
+    let (ids, segment) = (uploaded.segment_ids(), uploaded.manifest.segments().next().unwrap());
+    assert_eq!(swarm.uploader.short(&ids), [(ids[0], Shortage::OfReplicas)]);
+    assert_eq!(swarm.uploader.live_lately(), [first]);
+    *swarm.tracker.away.lock() = HashSet::from([first]);
+    eventually_live(&swarm, second).await;
+    let content = async { Some(Bytes::from(bytes(10, 1))) };
+    assert_eq!(swarm.uploader.send_again(segment, Box::pin(content)).await.unwrap(), 1);
+    assert_eq!(swarm.seeders[1].holds(&ids), 1);
+    swarm.tracker.away.lock().clear();
+    eventually_live(&swarm, first).await;
+    assert_eq!(swarm.uploader.short(&ids), [], "both have it");
+    let lost = swarm.uploader.send_again(segment, Box::pin(std::future::ready(None))).await;
+    assert!(matches!(lost, Err(UploadError::Read(_))), "{lost:?}");
+}
+
+/// Wait until the uploader has heard that a seeder is up.
+async fn eventually_live(swarm: &Swarm, seeder: PeerId) {
+    let began = std::time::Instant::now();
+    while !swarm.uploader.live().await.unwrap().contains(&seeder) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it is not heard of");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_all_seeders_have_lacks_only_seeders() {
+    let swarm = swarm(2, |config| config.replicas = 3).await;
+    let ids = put(&swarm, &bytes(10, 1)).await.unwrap().segment_ids();
+    assert_eq!(swarm.uploader.short(&ids), [(ids[0], Shortage::OfSeeders)]);
+    assert_eq!((swarm.uploader.shortage(3), swarm.uploader.shortage(1)), (Shortage::None, Shortage::OfReplicas));
+}
+
+#[tokio::test]
+async fn a_seeder_that_holds_what_is_asked_for_says_so_again() {
+    let swarm = swarm(2, |_| {}).await;
+    let uploaded = put(&swarm, &bytes(10, 1)).await.unwrap();
+    let (ids, segments) = (uploaded.segment_ids(), uploaded.manifest.segments().collect::<Vec<_>>());
+    swarm.uploader.forget(&ids);
+    assert_eq!(swarm.uploader.short(&ids).len(), 1);
+    let received = swarm.seeders[0].received();
+    swarm.uploader.confirm(&segments).await.unwrap();
+    assert_eq!((swarm.uploader.short(&ids).len(), swarm.seeders[0].received()), (0, received));
 }

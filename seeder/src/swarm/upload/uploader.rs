@@ -14,7 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
-use super::{Placer, SeederUp, UploadConfig, UploadError};
+use super::shortage::Lately;
+use super::{KnownSeeder, Placer, SeederState, UploadConfig, UploadError};
 use crate::swarm::PeerAddress;
 
 /// Unit in which [`Room`] is counted, so that a semaphore of `u32` permits can bound any memory.
@@ -128,7 +129,9 @@ pub(super) struct Inner {
     room_units: u32,
     queue: mpsc::UnboundedSender<Job>,
     waiting: Mutex<HashMap<SegmentId, Vec<Waiter>>>,
-    seeders: tokio::sync::Mutex<Option<(Instant, Arc<[SeederUp]>)>>,
+    seeders: tokio::sync::Mutex<Option<(Instant, Arc<[KnownSeeder]>)>>,
+    /// What was heard of them last.
+    pub(super) lately: Mutex<Lately>,
     /// Who was named last for a short batch, and for which question.
     pub(super) placed: Mutex<Option<LastPlaced>>,
     sent_bytes: AtomicU64,
@@ -171,6 +174,7 @@ impl Uploader {
             queue,
             waiting: Mutex::default(),
             seeders: tokio::sync::Mutex::default(),
+            lately: Mutex::default(),
             placed: Mutex::default(),
             sent_bytes: AtomicU64::new(0),
             sent_segments: AtomicU64::new(0),
@@ -312,15 +316,17 @@ impl Inner {
         self.fewest_replicas.fetch_min(replicas as u64, Ordering::Relaxed);
     }
 
-    /// The seeders that are up, from memory if that is young enough.
-    pub(super) async fn seeders(&self) -> Result<Arc<[SeederUp]>, UploadError> {
+    /// The seeders that are up or were until a moment ago, from memory if that is young enough.
+    pub(super) async fn seeders(&self) -> Result<Arc<[KnownSeeder]>, UploadError> {
         let mut known = self.seeders.lock().await;
         if let Some((at, seeders)) = &*known
             && at.elapsed() < SEEDERS_AGE
         {
             return Ok(seeders.clone());
         }
-        let seeders: Arc<[SeederUp]> = self.placer.seeders().await?.into();
+        let all = self.placer.seeders().await?;
+        *self.lately.lock() = Lately::of(&all);
+        let seeders: Arc<[KnownSeeder]> = all.into_iter().filter(|seeder| seeder.state != SeederState::Away).collect();
         *known = Some((Instant::now(), seeders.clone()));
         Ok(seeders)
     }

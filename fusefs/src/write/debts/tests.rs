@@ -1,0 +1,124 @@
+use super::*;
+use crate::write::Spool;
+use crate::write::spool::{Note, State};
+
+const INODE: InodeNumber = InodeNumber(7);
+
+fn debtor() -> Debtor {
+    Debtor { swarm: "s".into(), inode: INODE, path: "/f".into() }
+}
+
+fn segment(bytes: &[u8]) -> Segment {
+    Segment { id: SegmentId::new(*blake3::hash(bytes).as_bytes()), length: u32::try_from(bytes.len()).unwrap() }
+}
+
+fn note(number: u64) -> Note {
+    Note {
+        number,
+        swarm: "s".into(),
+        inode: INODE.0,
+        path: "/f".into(),
+        base_version: 1,
+        base_manifest: None,
+        size: 0,
+        modified_ns: 0,
+        appended: false,
+        changed: None,
+        since: None,
+        state: State::Interrupted,
+        error: None,
+    }
+}
+
+fn read(debts: &Debts, part: &Part) -> Option<Bytes> {
+    let kept = part.kept.unwrap();
+    bytes_at(&debts.open_kept(kept).unwrap(), kept.offset, part.segment()).ok()
+}
+
+fn only(debts: &Debts) -> (Key, Debt) {
+    let key = debts.due("s", &[])[0];
+    (key, debts.get(key).unwrap())
+}
+
+#[test]
+fn what_is_owed_is_there_after_a_restart_though_the_spool_has_let_it_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let at = folder.path().join("owed");
+    let debts = Debts::open(&at, 0.0).unwrap();
+    let file = spool.begin(note).unwrap();
+    file.write(0, b"onetwo").unwrap();
+    let lacking =
+        |bytes: &[u8], offset| Lacking { segment: segment(bytes), bytes: Some((Bearer::Spool(&file), offset)) };
+    debts.add(debtor(), vec![lacking(b"one", 0), lacking(b"two", 3)], None);
+    drop(file);
+    drop(debts);
+    let debts = Debts::open(&at, 0.0).unwrap();
+    let (key, debt) = only(&debts);
+    let read: Vec<Bytes> = debt.parts.iter().map(|part| read(&debts, part).unwrap()).collect();
+    assert_eq!(read, ["one", "two"]);
+    assert_eq!(debts.sum(), Sum { files: 1, bytes: 6 });
+    debts.change(key, |parts| parts.truncate(1));
+    assert!(at.join("1.data").exists(), "one part is left in it");
+    debts.gone(INODE);
+    assert!(debts.is_empty() && !at.join("1.data").exists());
+    drop(debts);
+    assert!(Debts::open(&at, 0.0).unwrap().is_empty());
+}
+
+#[test]
+fn bytes_that_were_written_over_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let debts = Debts::open(&folder.path().join("owed"), 0.0).unwrap();
+    let file = spool.begin(note).unwrap();
+    file.write(0, b"one").unwrap();
+    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Spool(&file), 0)) }], None);
+    let (_, debt) = only(&debts);
+    file.write(0, b"ONE").unwrap();
+    assert_eq!(read(&debts, &debt.parts[0]), None);
+}
+
+#[test]
+fn a_disk_that_is_too_full_keeps_nothing_and_the_debt_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let at = folder.path().join("owed");
+    let debts = Debts::open(&at, 1.1).unwrap();
+    let file = spool.begin(note).unwrap();
+    file.write(0, b"one").unwrap();
+    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Spool(&file), 0)) }], None);
+    drop(debts);
+    let (_, debt) = only(&Debts::open(&at, 1.1).unwrap());
+    assert_eq!(debt.parts[0].kept, None);
+}
+
+#[test]
+fn what_all_seeders_have_is_remembered_without_a_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: None }], Some(Vec::new()));
+    assert!(!debts.is_empty());
+    assert_eq!(std::fs::metadata(folder.path().join(JOURNAL)).unwrap().len(), 0);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_line_that_was_cut_short_is_no_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(b"one", 0).unwrap();
+    let lacking = || vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Nameless(&file), 0)) }];
+    debts.add(debtor(), lacking(), None);
+    debts.add(debtor(), lacking(), None);
+    drop(debts);
+    let path = folder.path().join(JOURNAL);
+    let length = std::fs::metadata(&path).unwrap().len();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 9).unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    let (key, debt) = only(&debts);
+    assert_eq!((key.1, debts.due("s", &[]).len()), (1, 1));
+    assert_eq!(read(&debts, &debt.parts[0]).unwrap(), "one");
+    assert!(!folder.path().join("2.data").exists());
+}

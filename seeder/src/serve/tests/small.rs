@@ -1,0 +1,93 @@
+//! Streams of small segments.
+
+use super::*;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+type Requests = mpsc::Sender<v1::StoreSmallRequest>;
+
+async fn open(server: &Server) -> (Requests, Streaming<v1::StoreSmallAnswer>) {
+    let (requests, queue) = mpsc::channel(64);
+    let answers = server.client().await.store_stream(ReceiverStream::new(queue)).await.unwrap();
+    (requests, answers.into_inner())
+}
+
+fn request(number: u64, data: &[u8]) -> v1::StoreSmallRequest {
+    let header = Some(header(&[ChunkTree::build(data).segment()], vec![]));
+    v1::StoreSmallRequest { number, header, data: Bytes::copy_from_slice(data) }
+}
+
+async fn next(answers: &mut Streaming<v1::StoreSmallAnswer>) -> v1::StoreSmallAnswer {
+    tokio::time::timeout(Duration::from_secs(10), answers.message()).await.expect("it answers").unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn each_small_segment_of_a_stream_is_answered_for_itself() {
+    let server = start().await;
+    let (requests, mut answers) = open(&server).await;
+    let good = bytes(20_000, 1);
+    let wrong = v1::StoreSmallRequest { data: bytes(20_000, 9).into(), ..request(2, &bytes(20_000, 2)) };
+    let short = v1::StoreSmallRequest { data: bytes(19_999, 3).into(), ..request(3, &bytes(20_000, 3)) };
+    let mut passed_on = request(4, &bytes(20_000, 4));
+    passed_on.header.as_mut().unwrap().forward = vec![server.target()];
+    let headless = v1::StoreSmallRequest { header: None, ..request(5, &good) };
+    let large = request(6, &bytes(MOST_SMALL_BYTES + 1, 6));
+    for request in [request(1, &good), wrong, short, passed_on, headless, large] {
+        requests.send(request).await.unwrap();
+    }
+    let mut said = vec![];
+    for _ in 0..6 {
+        let answer = next(&mut answers).await;
+        said.push((answer.number, answer.ack.map(|ack| ack.outcomes().collect::<Vec<_>>()), answer.refused.is_empty()));
+    }
+    said.sort_unstable_by_key(|(number, ..)| *number);
+    let held = |outcome| Some(vec![outcome]);
+    assert_eq!(said[0], (1, held(v1::StoreOutcome::Held), true));
+    assert_eq!(said[1], (2, held(v1::StoreOutcome::Corrupt), true));
+    assert!(said[2..].iter().all(|(_, ack, no_words)| ack.is_none() && !no_words), "{said:?}");
+    assert_eq!(server.shelf.segments.lock().len(), 1);
+    assert_eq!((server.requests("store", "ok"), server.requests("store", "invalid")), (2, 4));
+    assert_eq!(server.counters.stored_bytes.get(), 20_000);
+}
+
+#[tokio::test]
+async fn a_stream_is_no_reason_to_go_on_serving() {
+    let server = start().await;
+    let (requests, mut answers) = open(&server).await;
+    requests.send(request(1, &bytes(100, 1))).await.unwrap();
+    assert_eq!(next(&mut answers).await.number, 1);
+    server.accepting.cancel();
+    tokio::time::timeout(Duration::from_secs(10), server.served.ended()).await.expect("it ends by itself");
+    assert!(matches!(answers.message().await, Ok(None) | Err(_)));
+}
+
+#[tokio::test]
+async fn so_many_streams_of_one_address_and_calls_beside_them() {
+    let server = start().await;
+    let mut client = server.client().await;
+    let mut streams = vec![];
+    let refused = loop {
+        let (requests, queue) = mpsc::channel(1);
+        match client.store_stream(ReceiverStream::new(queue)).await {
+            Ok(answers) => streams.push((requests, answers)),
+            Err(refused) => break refused,
+        }
+        assert!(streams.len() < 1_000, "they are bounded");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let data = bytes(100, 1);
+    let segment = ChunkTree::build(&data).segment();
+    send(&server, frames(header(&[segment], vec![]), &[&data])).await.unwrap();
+    streams.pop();
+    let again = async {
+        loop {
+            let (_requests, queue) = mpsc::channel(1);
+            if client.store_stream(ReceiverStream::new(queue)).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("a seat is given back");
+}
