@@ -165,7 +165,8 @@ fn with_the_spools_disk_full_write_says_so_and_works_again_when_it_is_freed() {
     assert!(std::fs::read(second.path("first")).unwrap() == bytes);
     assert!(std::fs::read(second.path("other")).unwrap() == [noise(2, MIB), noise(3, MIB)].concat());
     eventually("nothing is left", Duration::from_secs(20), || {
-        let mut names = std::fs::read_dir(&disk.0).unwrap().map(|entry| entry.unwrap().file_name());
-        names.all(|name| name == "journal" || name == "LOCK")
+        let names = |folder: &Path| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left = names(&disk.0).chain(names(&disk.0.join("owed")));
+        left.all(|name| ["journal", "LOCK", "owed"].contains(&&*name.to_string_lossy()))
     });
 }

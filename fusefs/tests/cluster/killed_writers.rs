@@ -163,6 +163,57 @@ fn writes_until_its_input_ends() {
     }
 }
 
+/// A process that changes files and leaves them open, as nobody starts a program in it: that would close them once more.
+struct Holder(Child);
+
+impl Holder {
+    /// It has written when this returns.
+    fn start(folder: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "killed_writers::holds_what_it_wrote_open_until_its_input_ends",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        assert!(told.any(|line| line.unwrap().contains(SAYS)), "it ended without a word");
+        Self(child)
+    }
+
+    fn stop(mut self) {
+        drop(self.0.stdin.take());
+        // That its output has no reader any more is no matter.
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+#[ignore = "not a test: the process that `Holder` starts"]
+fn holds_what_it_wrote_open_until_its_input_ends() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let path = |name: &str| Path::new(&folder).join(name);
+    let open = |name: &str| OpenOptions::new().read(true).write(true).open(path(name)).unwrap();
+    let changed = open("changed");
+    changed.write_all_at(b"never asked for", 1_000_000).unwrap();
+    let synced = open("synced");
+    synced.write_all_at(b"durable", 5).unwrap();
+    synced.sync_all().unwrap();
+    let both = open("synced-then-changed");
+    both.write_all_at(b"durable", 5).unwrap();
+    both.sync_all().unwrap();
+    both.write_all_at(b"never asked for", 1_000_000).unwrap();
+    let mut made = File::create(path("made")).unwrap();
+    made.write_all(b"never asked for").unwrap();
+    println!("{SAYS}written");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
 /// Which version a file is; the panic says what happened to it, if it is none or one before the last acknowledged.
 #[track_caller]
 fn assert_is_a_version(folder: &Path, name: &str, versions: &Versions) {
@@ -273,25 +324,13 @@ fn nothing_acknowledged_is_lost_whatever_is_killed_while_files_are_written() {
 fn what_was_not_saved_when_a_mount_died_is_listed_and_never_committed_unasked() {
     let mut swarm = Swarm::start(2);
     let mut mount = swarm.mount();
-    let path = |name: &str| mount.folder.join(name);
     let before = noise(1, 3 * MIB);
     for name in ["changed", "synced", "synced-then-changed"] {
-        std::fs::write(path(name), &before).unwrap();
+        std::fs::write(mount.path(name), &before).unwrap();
     }
-    let open = |name: &str| OpenOptions::new().read(true).write(true).open(path(name)).unwrap();
-    let changed = open("changed");
-    changed.write_all_at(b"never asked for", 1_000_000).unwrap();
-    let synced = open("synced");
-    synced.write_all_at(b"durable", 5).unwrap();
-    synced.sync_all().unwrap();
-    let both = open("synced-then-changed");
-    both.write_all_at(b"durable", 5).unwrap();
-    both.sync_all().unwrap();
-    both.write_all_at(b"never asked for", 1_000_000).unwrap();
-    let mut made = File::create(path("made")).unwrap();
-    made.write_all(b"never asked for").unwrap();
+    let holder = Holder::start(&mount.folder);
     mount.kill();
-    drop((changed, synced, both, made));
+    holder.stop();
     mount.restart();
 
     let mut durable = before.clone();
