@@ -73,7 +73,7 @@ fn serves(fdinfo: &str, connection: &str) -> bool {
 
 /// Where the kernel is told to abort a connection. Root may, and whoever mounted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Switch(PathBuf);
+pub(super) struct Switch(PathBuf);
 
 impl Switch {
     fn of(connection: &str) -> Self {
@@ -83,12 +83,6 @@ impl Switch {
     /// All that wait for the daemon get an error.
     pub(super) fn abort(&self) -> io::Result<()> {
         std::fs::write(&self.0, "1")
-    }
-}
-
-impl std::fmt::Display for Switch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.display().fmt(f)
     }
 }
 

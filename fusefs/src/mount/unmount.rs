@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
-use super::dead::{self, Life, Switch};
+use super::dead::{self, Life};
 use super::table::{self, MountEntry};
 use crate::errno::Errno;
 
@@ -50,15 +50,13 @@ pub enum UnmountError {
     NotAllowed(PathBuf),
     /// Its daemon is gone, what asks it hangs, and this process may not end that.
     #[error(
-        "{}: its process was killed and cannot end, and what uses the folder waits for it: as root, \
-         `echo 1 > {switch}` and unmount again ({source})",
+        "{0}: its process was killed and cannot end, and what uses the folder waits for it: as root, \
+         `swarmfs umount {0}` ends it ({source})",
         folder.display(),
     )]
     Hangs {
         /// The folder.
         folder: PathBuf,
-        /// What ends it.
-        switch: Switch,
         /// Why this process may not.
         source: io::Error,
     },
@@ -92,47 +90,49 @@ pub fn unmount(folder: &Path, when_busy: WhenBusy) -> Result<MountEntry, Unmount
         Some(entry) => return Err(not_ours(format!("a mount of type {}, not of swarmfs", entry.kind))),
         None => return Err(not_ours("nothing is mounted there".to_owned())),
     };
-    match free_if_dead(&path, &entry)? {
-        // Whoever uses it gets nothing but errors.
-        true => detach(&path, WhenBusy::Detach)?,
-        false => detach(&path, when_busy)?,
+    if !detach_if_dead(&path, &entry)? {
+        detach(&path, when_busy)?;
     }
     Ok(entry)
 }
 
-/// Whether the daemon of a mount is gone; nobody waits for it from then on.
-fn free_if_dead(path: &Path, entry: &MountEntry) -> Result<bool, UnmountError> {
+/// Take a mount whose daemon is gone out of the tree; nobody waits for it from then on. False: it is served.
+fn detach_if_dead(path: &Path, entry: &MountEntry) -> Result<bool, UnmountError> {
     match dead::life_of(path, entry) {
-        Life::Served => Ok(false),
-        Life::Gone => Ok(true),
-        Life::Hangs(switch) => match switch.abort() {
-            Ok(()) => {
-                tracing::warn!(folder = %path.display(), "the process of this mount was killed and hung: it is aborted");
-                Ok(true)
-            }
-            Err(source) => Err(UnmountError::Hangs { folder: path.to_owned(), switch, source }),
-        },
+        Life::Served => return Ok(false),
+        Life::Gone => {}
+        Life::Hangs(switch) => {
+            let ended = match switch.abort() {
+                Ok(()) => Ok(()),
+                // Not everywhere are connections shown; root ends one along with its mount.
+                Err(error) => force(path).map_err(|_| error),
+            };
+            ended.map_err(|source| UnmountError::Hangs { folder: path.to_owned(), source })?;
+            tracing::warn!(folder = %path.display(), "the process of this mount was killed and hung: it is aborted");
+        }
     }
+    if is_at(path, &entry.device) {
+        // Whoever uses it gets nothing but errors.
+        detach(path, WhenBusy::Detach)?;
+    }
+    Ok(true)
 }
 
 /// Clear a mount of ours whose daemon is gone; false if there is none.
 ///
 /// Errors: it is there and could not be cleared.
 pub(super) fn clear_dead(path: &Path) -> Result<bool, UnmountError> {
-    let Some(entry) = table::at(path).ok().flatten().filter(MountEntry::is_ours) else { return Ok(false) };
-    if !free_if_dead(path, &entry)? {
-        return Ok(false);
+    match table::at(path).ok().flatten().filter(MountEntry::is_ours) {
+        Some(entry) => detach_if_dead(path, &entry),
+        None => Ok(false),
     }
-    detach(path, WhenBusy::Detach)?;
-    Ok(true)
 }
 
 /// Unmount what this process mounted as `device`; nothing if it is gone already. Blocks.
 pub(super) fn unmount_own(path: &Path, device: &str) -> Result<(), UnmountError> {
-    let still_ours = || table::at(path).ok().flatten().is_some_and(|entry| entry.device == device);
     let began = Instant::now();
     loop {
-        if !still_ours() {
+        if !is_at(path, device) {
             return Ok(());
         }
         match detach(path, WhenBusy::Refuse) {
@@ -144,6 +144,15 @@ pub(super) fn unmount_own(path: &Path, device: &str) -> Result<(), UnmountError>
             other => return other,
         }
     }
+}
+
+fn is_at(path: &Path, device: &str) -> bool {
+    table::at(path).ok().flatten().is_some_and(|entry| entry.device == device)
+}
+
+/// Abort the connection of a mount, and take it out of the tree; for root.
+fn force(path: &Path) -> rustix::io::Result<()> {
+    rustix::mount::unmount(path, UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
 }
 
 fn detach(path: &Path, when_busy: WhenBusy) -> Result<(), UnmountError> {

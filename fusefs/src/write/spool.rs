@@ -82,6 +82,8 @@ pub struct SpoolFile {
     file: Arc<File>,
     spool: Arc<Spool>,
     kept: AtomicBool,
+    /// A note of its own may tell of it.
+    noted: AtomicBool,
     block_bytes: u64,
 }
 
@@ -181,7 +183,7 @@ impl Spool {
 impl SpoolFile {
     fn new(number: SpoolNumber, file: File, spool: Arc<Spool>, kept: bool) -> io::Result<Self> {
         let block_bytes = file.metadata()?.blksize().max(LEAST_BLOCK);
-        Ok(Self { number, file: Arc::new(file), spool, kept: kept.into(), block_bytes })
+        Ok(Self { number, file: Arc::new(file), spool, kept: kept.into(), noted: kept.into(), block_bytes })
     }
 
     /// Its number.
@@ -337,6 +339,7 @@ impl SpoolFile {
     pub fn keep(&self, note: &Note) -> io::Result<()> {
         // First: where the note cannot be written, the bytes stay all the same.
         self.kept.store(true, Ordering::Relaxed);
+        self.noted.store(true, Ordering::Relaxed);
         note.write(&self.spool.folder)?;
         self.spool.journal.tell(Event::Done(self.number))
     }
@@ -350,7 +353,10 @@ impl SpoolFile {
 impl Drop for SpoolFile {
     fn drop(&mut self) {
         if !self.kept.load(Ordering::Relaxed) {
-            let gone = note::remove(&self.spool.folder, self.number);
+            let gone = match self.noted.load(Ordering::Relaxed) {
+                true => note::remove(&self.spool.folder, self.number),
+                false => std::fs::remove_file(self.spool.data_path(self.number)),
+            };
             if let Err(error) = gone.and_then(|()| self.spool.journal.tell(Event::Done(self.number))) {
                 tracing::warn!(%error, number = self.number, "remove a file of the spool");
             }

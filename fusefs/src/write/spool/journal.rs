@@ -81,9 +81,15 @@ impl Journal {
     }
 
     pub(super) fn tell(&self, event: Event) -> io::Result<()> {
-        let line = line(&event)?;
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
+        // It tells of no such file.
+        if let Event::Saved(number) | Event::Done(number) = &event
+            && !inner.open.contains_key(number)
+        {
+            return Ok(());
+        }
+        let line = line(&event)?;
         append(&mut inner.file, inner.length, &line)?;
         inner.length += line.len() as u64;
         apply(&mut inner.open, event);
