@@ -270,7 +270,8 @@ impl Mount {
             tracing::error!(%error, "register the counters of the mount");
         }
         let (following, stopped) = (fs.clone(), stop.clone());
-        tasks.spawn(async move { following.follow_changes(stopped).await });
+        // Where they come in: each would wake another thread, and one comes for each change of this mount's own, too.
+        tasks.spawn_on(async move { following.follow_changes(stopped).await }, &names);
         tasks.spawn(fs.clone().resume_saves(stop.clone()));
         tasks.spawn(fs.clone().pay_debts(stop.clone()));
         let began = Instant::now();

@@ -34,6 +34,7 @@ mod schema;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod writer;
 
 pub use self::core::StoreConfig;
@@ -44,7 +45,8 @@ use self::lane::lane;
 use self::proofs::Proofs;
 use self::schema::{Row, Setting};
 use self::settle::{Chore, RaiseJob, Unsettled};
-use self::writer::{SledWriter, Sync};
+use self::turn::Turn;
+use self::writer::{Hashed, SledWriter, Sync};
 use super::disk::{Disk, RealDisk};
 use super::{
     AckLevel, ChunkStore, Damaged, Held, Holding, Loan, ReplicaSink, SegmentWriter, StoreError, Usage, failed,
@@ -52,6 +54,8 @@ use super::{
 
 /// Largest free-space floor that nobody asked for.
 const MOST_FLOOR_BYTES: u64 = 1 << 30;
+/// Small segments that are hashed and taken on the caller's thread, which serves others too.
+const FEW: usize = 4;
 
 /// The durable store of a seeder.
 ///
@@ -110,6 +114,7 @@ impl SledStore {
             numbers: Numbers::new(found.next),
             changes: self::core::changes(),
             commits,
+            commit_turn: Turn::default(),
             raises,
             chores,
             workers: self::core::workers(),
@@ -158,6 +163,7 @@ impl SledStore {
 
     fn end(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
+        self.core.commit_turn.end();
         // In the order they were started: what one lane sends the next is done.
         let stops: [fn(&Core); 3] = [|core| core.commits.stop(), |core| core.raises.stop(), |core| core.chores.stop()];
         for (stop, thread) in stops.into_iter().zip(threads) {
@@ -175,9 +181,11 @@ impl SledStore {
 
     async fn commit_all(&self, writers: Vec<Box<dyn SegmentWriter>>, level: AckLevel, keep: Duration) -> Outcomes {
         let sync = if level == AckLevel::Fsync { Sync::Now } else { Sync::Later };
+        let few = writers.len() <= FEW;
+        let hashed = if few { Hashed::Here } else { Hashed::Elsewhere };
         let staging = writers.into_iter().map(|writer| async move {
             let writer = writer.into_any().downcast::<SledWriter>().map_err(|_| foreign())?;
-            writer.stage(sync).await
+            writer.stage(sync, hashed).await
         });
         let mut outcomes: Outcomes = Vec::new();
         let mut staged: Vec<Staged> = Vec::new();
@@ -189,8 +197,11 @@ impl SledStore {
             return outcomes;
         }
         let (reply, answer) = oneshot::channel();
+        let small = few && staged.iter().all(Staged::is_in_memory);
+        let change = Change::Store { staged, keep, reply };
+        let left = if small { commit::commit_here(&self.core, change).err() } else { Some(change) };
         // An error leaves the answer without its sender.
-        let _ = self.core.commits.send(Change::Store { staged, keep, reply });
+        left.into_iter().for_each(|change| drop(self.core.commits.send(change)));
         let mut answers = answer.await.unwrap_or_else(|_| vec![Err(closed()); ids.len()]);
         if level == AckLevel::Fsync && answers.iter().any(Result::is_ok) {
             let raised = self.raise(ids).await;

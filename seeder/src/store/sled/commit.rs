@@ -1,4 +1,4 @@
-//! The commit lane: the only writer of records. Takes what waits as one group, one batch and one flush.
+//! The commit lane: the only writer of records, by its thread or, for little, its callers'. Takes what waits as one group, one batch and one flush.
 //!
 //! Moves no segment bytes of files (those are written before) and syncs nothing (that is `settle`).
 //! Invariant: the index changes after the database was flushed, and a reply comes after both; chunks
@@ -26,6 +26,13 @@ pub(super) struct Staged {
     pub(super) content: Content,
     /// Given back when the record takes the room, or the writer is dropped.
     pub(super) room: Option<Reservation>,
+}
+
+impl Staged {
+    /// Taking it moves no file.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self.content, Content::Known | Content::Inline { .. })
+    }
 }
 
 /// Where the bytes of a staged segment are.
@@ -96,8 +103,25 @@ struct Group<'a> {
     finish: Vec<Finish>,
 }
 
-/// Do one group.
+/// Do one group; waits for whoever does another.
 pub(super) fn commit(core: &Core, changes: Vec<Change>) {
+    let _turn = core.commit_turn.take();
+    commit_now(core, changes);
+}
+
+/// Do a small change on a thread that must not wait; returns it if that could take long.
+pub(super) fn commit_here(core: &Core, change: Change) -> Result<(), Change> {
+    let turn = if core.database.wants_checkpoint() { None } else { core.commit_turn.take_at_once() };
+    match turn {
+        Some(_turn) => {
+            commit_now(core, vec![change]);
+            Ok(())
+        }
+        None => Err(change),
+    }
+}
+
+fn commit_now(core: &Core, changes: Vec<Change>) {
     let mut group = Group {
         core,
         writes: Vec::new(),

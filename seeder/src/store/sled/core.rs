@@ -21,6 +21,7 @@ use super::lane::LaneSender;
 use super::proofs::Proofs;
 use super::room::Room;
 use super::settle::{Chore, RaiseJob, Unsettled};
+use super::turn::Turn;
 use crate::store::disk::Disk;
 use crate::store::{StoreError, failed};
 
@@ -76,6 +77,7 @@ pub(super) struct Core {
     pub(super) numbers: Numbers,
     pub(super) changes: broadcast::Sender<SegmentId>,
     pub(super) commits: LaneSender<Change>,
+    pub(super) commit_turn: Turn,
     pub(super) raises: LaneSender<RaiseJob>,
     pub(super) chores: LaneSender<Chore>,
     pub(super) workers: Arc<Semaphore>,

@@ -25,6 +25,8 @@ use crate::store::{SegmentWriter, StoreError, failed};
 
 /// Bytes gathered before they are hashed and written together.
 const PIECE_BYTES: usize = 512 * 1024;
+/// Bytes of one segment that are hashed on an async thread.
+const HASHED_HERE_MOST: u32 = 64 * 1024;
 
 /// A file that is removed unless it was given its lasting name.
 pub(super) struct TempFile {
@@ -215,7 +217,7 @@ impl SledWriter {
     }
 
     /// Verify that all came; sync the file if asked to.
-    pub(super) async fn stage(mut self, sync: Sync) -> Result<Staged, StoreError> {
+    pub(super) async fn stage(mut self, sync: Sync, hashed: Hashed) -> Result<Staged, StoreError> {
         let segment = self.segment;
         if self.received != u64::from(segment.length) {
             return Err(StoreError::Mismatch(segment.id));
@@ -227,12 +229,15 @@ impl SledWriter {
             },
             Kind::Inline => {
                 let pieces = std::mem::take(&mut self.pieces);
-                let build = move |_: &Arc<Core>| {
+                let build = || {
                     let mut builder = TreeBuilder::default();
                     pieces.iter().for_each(|piece| builder.update(piece));
                     (pieces, builder.finish())
                 };
-                let (pieces, tree) = self.core.run(build).await?;
+                let (pieces, tree) = match hashed {
+                    Hashed::Here if segment.length <= HASHED_HERE_MOST => build(),
+                    _ => self.core.run(move |_| build()).await?,
+                };
                 if tree.segment() != segment {
                     return Err(StoreError::Mismatch(segment.id));
                 }
@@ -254,6 +259,15 @@ impl SledWriter {
         };
         Ok(Staged { segment, content, room: self.room.take() })
     }
+}
+
+/// Where what goes into the database is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hashed {
+    /// On the caller's thread, if it is short: another one would take longer to wake.
+    Here,
+    /// Off the async threads.
+    Elsewhere,
 }
 
 /// When a file is brought to the disk.
