@@ -78,7 +78,7 @@ impl Inner {
             }
             seen_seeders = Instant::now();
             let need = self.need(seeders.len());
-            let want = (self.config.replicas as usize).min(seeders.len()).max(need);
+            let want = self.want(seeders.len());
             open = self.settle(open, need, want);
             if open.is_empty() {
                 return;
@@ -153,12 +153,7 @@ impl Inner {
             Ok(seeders) => seeders.iter().map(|seeder| seeder.id).collect(),
             Err(error) => return Err((batch, error)),
         };
-        // The word of one that is away helps nobody now.
-        let own = |job: &Job| {
-            let mut holders = self.ledger.lock().holders(&job.segment.id, Instant::now(), self.config.keep / 2);
-            holders.retain(|holder| up.contains(holder));
-            holders
-        };
+        let own = |job: &Job| self.own_word(job.segment, &up);
         let bytes: u64 = batch.iter().map(|job| u64::from(job.segment.length)).sum();
         let asks = bytes > self.config.unasked_bytes;
         let unknown = batch.iter().filter(|job| asks && own(job).is_empty()).map(|job| job.segment).collect::<Vec<_>>();
@@ -172,13 +167,23 @@ impl Inner {
         Ok(open.collect())
     }
 
-    /// Enter which of those that are up durably hold these, and keep them from now on.
+    /// Who stands for a segment by our own memory. The word of one that is not in `up` helps nobody now.
+    pub(super) fn own_word(&self, segment: Segment, up: &HashSet<PeerId>) -> Vec<PeerId> {
+        let mut holders = self.ledger.lock().holders(&segment.id, Instant::now(), self.config.keep / 2);
+        holders.retain(|holder| up.contains(holder));
+        holders
+    }
+
+    /// Enter which of those that are up durably hold these, and keep them from now on. Whoever could not write out what it
+    /// took is not asked: others are to have it.
     pub(super) async fn ask_around(&self, segments: &[Segment], up: &HashSet<PeerId>) -> Result<(), UploadError> {
         let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
         let located = if ids.is_empty() { Vec::new() } else { self.placer.holders(ids).await? };
+        let stuck = self.links.stuck(Instant::now());
+        let is_asked = |holder: &PeerAddress| up.contains(&holder.id) && !stuck.contains(&holder.id);
         let mut touches: HashMap<PeerId, (PeerAddress, Vec<SegmentId>)> = HashMap::new();
         for (segment, holders) in segments.iter().zip(located) {
-            for holder in holders.into_iter().filter(|holder| up.contains(&holder.id)) {
+            for holder in holders.into_iter().filter(is_asked) {
                 touches.entry(holder.id).or_insert_with(|| (holder, Vec::new())).1.push(segment.id);
             }
         }
