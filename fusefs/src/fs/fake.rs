@@ -135,6 +135,11 @@ impl FakeSwarm {
         state.changed(parent.0, name.as_bytes(), false);
     }
 
+    /// The last changes are as if they had not been acknowledged.
+    pub(crate) fn lose_revisions(&self, count: u64) {
+        self.state.lock().revision -= count;
+    }
+
     pub(crate) fn end_watches(&self) {
         self.state.lock().watchers.clear();
     }

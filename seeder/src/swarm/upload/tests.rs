@@ -42,6 +42,8 @@ struct State {
     received: AtomicU64,
     touches: AtomicU64,
     syncs: AtomicU64,
+    /// Which run of it this is.
+    process: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -99,6 +101,7 @@ impl Chunks for Seeder {
             peer_id: self.state.id.to_wire(),
             outcomes: outcomes.into_iter().map(Into::into).collect(),
             message: String::new(),
+            process: self.state.process.load(Ordering::SeqCst),
         }];
         if let Some(next) = header.forward.first() {
             let further = v1::StoreHeader { forward: header.forward[1..].to_vec(), ..header.clone() };
@@ -129,7 +132,8 @@ impl Chunks for Seeder {
         self.state.touches.fetch_add(1, Ordering::SeqCst);
         let held = self.state.held.lock();
         let ids = SegmentId::unpack(&request.get_ref().segment_ids).unwrap();
-        Ok(Response::new(v1::TouchReply { stamps: ids.map(|id| u64::from(held.contains_key(&id))).collect() }))
+        let stamps = ids.map(|id| u64::from(held.contains_key(&id))).collect();
+        Ok(Response::new(v1::TouchReply { stamps, process: self.state.process.load(Ordering::SeqCst) }))
     }
     async fn sync(&self, _: Request<v1::SyncRequest>) -> Result<Response<v1::SyncReply>, Status> {
         self.state.syncs.fetch_add(1, Ordering::SeqCst);
@@ -137,7 +141,7 @@ impl Chunks for Seeder {
         match mood {
             Mood::SyncFails => Err(Status::unavailable("disk")),
             Mood::SyncHangs => std::future::pending().await,
-            _ => Ok(Response::new(v1::SyncReply {})),
+            _ => Ok(Response::new(v1::SyncReply { process: self.state.process.load(Ordering::SeqCst) })),
         }
     }
 }
@@ -228,6 +232,7 @@ async fn swarm(count: u8, change: impl FnOnce(&mut UploadConfig)) -> Swarm {
                 received: AtomicU64::new(0),
                 touches: AtomicU64::new(0),
                 syncs: AtomicU64::new(0),
+                process: AtomicU64::new(1),
             }),
         };
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -475,6 +480,28 @@ async fn what_a_seeder_does_not_write_out_in_time_is_sent_to_another_though_it_s
         assert_eq!(swarm.seeders[2].holds(&ids), 1);
         assert!(swarm.uploader.sync(&ids, wait).await.is_empty(), "two have it durably");
     }
+}
+
+#[tokio::test]
+async fn what_a_seeder_lost_by_a_power_cut_before_it_was_synced_is_noticed_by_the_sync() {
+    let swarm = swarm(2, |_| {}).await;
+    let uploaded = put(&swarm, &bytes(10, 1)).await.unwrap();
+    let (ids, segments) = (uploaded.segment_ids(), uploaded.manifest.segments().collect::<Vec<_>>());
+    let restart = || swarm.seeders[0].state.process.fetch_add(1, Ordering::SeqCst);
+    restart();
+    swarm.seeders[0].state.held.lock().clear();
+    assert_eq!(swarm.uploader.sync(&ids, SYNC).await, ids);
+    swarm.uploader.confirm(&segments).await.unwrap();
+    assert_eq!(swarm.uploader.short(&ids).len(), 1, "it does not have it");
+    let content = async { Some(Bytes::from(bytes(10, 1))) };
+    assert_eq!(swarm.uploader.send_again(segments[0], Box::pin(content)).await.unwrap(), 2);
+    // Where it was killed and lost nothing, it says so.
+    restart();
+    assert_eq!(swarm.uploader.sync(&ids, SYNC).await, ids);
+    let received = swarm.seeders[0].received();
+    swarm.uploader.confirm(&segments).await.unwrap();
+    assert!(swarm.uploader.sync(&ids, SYNC).await.is_empty());
+    assert_eq!((swarm.uploader.short(&ids).len(), swarm.seeders[0].received()), (0, received));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The uploader: takes hashed segments, batches them, and says who holds them.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -390,8 +391,10 @@ impl Inner {
             }
             ledger.sync_begins(peer)
         };
-        client.sync(v1::SyncRequest {}).await?;
-        self.ledger.lock().synced(peer, covers);
+        let reply = client.sync(v1::SyncRequest {}).await?.into_inner();
+        if !self.ledger.lock().synced((peer, NonZeroU64::new(reply.process)), covers) {
+            tracing::warn!(%peer, "sync a seeder: it was restarted since it took what it was to write out");
+        }
         Ok(())
     }
 
