@@ -36,6 +36,8 @@ pub(crate) struct FakeOutbox {
     pub(crate) copies: Mutex<HashMap<SegmentId, usize>>,
     /// Segments that were to be sent again.
     pub(crate) asked_again: AtomicUsize,
+    /// When there was memory for the last of them.
+    pub(crate) granted: Mutex<Option<Instant>>,
     /// Bytes that were sent again.
     pub(crate) again: Mutex<Vec<Bytes>>,
 }
@@ -149,6 +151,8 @@ impl Outbox for FakeOutbox {
             if copies >= up.min(self.wanted.load(Ordering::SeqCst)) {
                 return Ok(copies);
             }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            *self.granted.lock() = Some(Instant::now());
             let missing = || UploadError::Read(Arc::new(std::io::ErrorKind::NotFound.into()));
             let bytes = bytes.await.ok_or_else(missing)?;
             if self.failing.load(Ordering::SeqCst) {
@@ -263,6 +267,7 @@ impl Bench {
             wanted: AtomicUsize::new(1),
             copies: Mutex::default(),
             asked_again: AtomicUsize::default(),
+            granted: Mutex::default(),
             again: Mutex::default(),
         });
         let (spool, _) = Spool::open(folder.path(), 0).unwrap();

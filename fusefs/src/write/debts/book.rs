@@ -236,11 +236,6 @@ impl Book {
         self.debts.values().map(|entry| &entry.debt)
     }
 
-    /// Segments of all debts.
-    pub(super) fn parts(&self) -> usize {
-        self.parts.at_risk + self.parts.harmless
-    }
-
     /// How many segments more may be at risk.
     pub(super) fn room_at_risk(&self) -> usize {
         MOST_PARTS.saturating_sub(self.parts.at_risk)
@@ -297,7 +292,7 @@ mod tests {
         let (change, free) = book.change((INODE, 1), Vec::clear);
         assert!(matches!(change, Change::Gone) && free.is_empty() && book.get((INODE, 1)).is_none());
         let (_, free) = book.change((INODE, 2), |parts| parts.iter_mut().for_each(|part| part.kept = None));
-        assert_eq!((free, book.parts()), (vec![5], 2));
+        assert_eq!((free, book.parts), (vec![5], Count { at_risk: 2, harmless: 0 }));
         assert!(book.kept().is_empty());
     }
 
@@ -345,7 +340,7 @@ mod tests {
         let (change, free) = book.change((INODE, 2), paid);
         assert!(matches!(change, Change::Gone) && free == [5]);
         book.change((INODE, 1), |parts| parts.truncate(1));
-        assert_eq!((book.parts(), book.room_harmless()), (1, MOST_PARTS - 1));
+        assert_eq!((book.parts, book.room_harmless()), (Count { at_risk: 0, harmless: 1 }, MOST_PARTS - 1));
     }
 
     #[test]

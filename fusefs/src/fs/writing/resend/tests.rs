@@ -149,6 +149,17 @@ async fn what_is_kept_is_where_it_was_sent_from_though_the_file_had_it_elsewhere
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_to_read_a_segment_begins_when_there_is_memory_for_it() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    set(&outbox, 2, 2, 3);
+    file(&bench, b"one two").await;
+    set(&outbox, 3, 3, 3);
+    assert!(pay(&bench).await);
+    let (until, granted) = (bench.swarm.read_until.lock().unwrap(), outbox.granted.lock().unwrap());
+    assert!(until >= granted + READ);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_is_tried_again_and_stays_owed() {
     let (bench, outbox, folder) = one_of_two_is_up(1 << 20).await;
     file(&bench, b"one two").await;
