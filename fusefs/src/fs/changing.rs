@@ -5,6 +5,7 @@
 //! What is answered here survives kill -9 of every process; the tracker's disk follows within a second.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -216,12 +217,29 @@ impl FileSystem {
     }
 
     /// fsync(2) of a directory: what was changed in it, and all before it, survives a power cut once this is answered.
+    ///
+    /// Errors: [`Errno::IO`], once, if the tracker has lost changes that it had acknowledged to this mount.
     pub async fn sync_names(&self, directory: InodeNumber) -> Result<(), Errno> {
         // The catalog syncs as a whole, and after any change that is asked to be durable, also one that is refused; and
         // no directory has a name that is empty. So this changes nothing.
         let nothing = v1::Unlink { parent: directory.0, name: Bytes::new() };
-        self.ask_change(Touched::default(), AckLevel::Fsync, Operation::Unlink(nothing)).await?.conclude(&[]);
-        Ok(())
+        let acknowledged = self.changed_at.load(Ordering::Acquire);
+        let answered = self.ask_change(Touched::default(), AckLevel::Fsync, Operation::Unlink(nothing)).await?;
+        let revision = answered.revision();
+        answered.conclude(&[]);
+        // The answer is a record of its own: its revision is above those of all changes before it, if they are there.
+        if revision.0 > acknowledged {
+            return Ok(());
+        }
+        tracing::error!(
+            acknowledged,
+            now = revision.0,
+            "sync names: the tracker has lost changes that it had acknowledged; did its machine lose power, or was an older \
+             catalog imported? What was saved here last may have to be saved again"
+        );
+        // What is changed from now on is not lost with it.
+        self.changed_at.compare_exchange(acknowledged, revision.0, Ordering::AcqRel, Ordering::Acquire).ok();
+        Err(Errno::IO)
     }
 
     /// Change one inode that exists; what it is then.

@@ -42,6 +42,8 @@ pub(crate) struct FakeSwarm {
     pub(crate) leases: AtomicBool,
     /// Files are complete in the cache.
     pub(crate) complete: AtomicBool,
+    /// Until when the last read was to be answered.
+    pub(crate) read_until: Arc<Mutex<Option<Instant>>>,
     /// Reads never end.
     pub(crate) stuck: AtomicBool,
     /// Reads panic.
@@ -133,6 +135,11 @@ impl FakeSwarm {
         let inode = state.names.remove(&(parent.0, Bytes::copy_from_slice(name.as_bytes()))).unwrap();
         state.nodes.remove(&inode);
         state.changed(parent.0, name.as_bytes(), false);
+    }
+
+    /// The last changes are as if they had not been acknowledged.
+    pub(crate) fn lose_revisions(&self, count: u64) {
+        self.state.lock().revision -= count;
     }
 
     pub(crate) fn end_watches(&self) {
@@ -272,11 +279,13 @@ struct FakeContent {
     complete: bool,
     stuck: bool,
     panics: bool,
+    until: Arc<Mutex<Option<Instant>>>,
 }
 
 impl OpenContent for FakeContent {
-    fn read(&self, offset: u64, length: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
+    fn read(&self, offset: u64, length: u32, deadline: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
         assert!(!self.panics, "as a test wants it");
+        *self.until.lock() = Some(deadline);
         if self.stuck {
             return futures::future::pending().boxed();
         }
@@ -300,7 +309,7 @@ impl Content for FakeSwarm {
         let bytes = version.digest.map(|digest| self.state.lock().bytes[&digest].clone()).unwrap_or_default();
         let is = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
         let (complete, stuck, panics) = (is(&self.complete), is(&self.stuck), is(&self.panics));
-        Arc::new(FakeContent { bytes, complete, stuck, panics })
+        Arc::new(FakeContent { bytes, complete, stuck, panics, until: self.read_until.clone() })
     }
 
     fn prefetch(&self, versions: Vec<Version>) {

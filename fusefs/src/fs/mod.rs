@@ -31,7 +31,7 @@ pub(crate) mod fake;
 mod tests;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -125,6 +125,8 @@ pub struct FileSystem {
     counters: Counters,
     /// The tracker did not answer the watch.
     away: AtomicBool,
+    /// The newest revision at which a change of this mount was acknowledged.
+    changed_at: AtomicU64,
     /// The name that was asked for in vain last, and until when the answer is the same.
     unanswered: Mutex<Option<(InodeNumber, Bytes, Instant)>>,
     tasks: TaskTracker,
@@ -152,6 +154,7 @@ impl FileSystem {
             status: OnceLock::new(),
             counters: Counters::new(),
             away: AtomicBool::new(false),
+            changed_at: AtomicU64::new(0),
             unanswered: Mutex::new(None),
             config,
             catalog,

@@ -6,9 +6,10 @@
 //! then is doubted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use swarm_proto::{Fault, v1};
+use swarm_proto::{Fault, Revision, v1};
 use swarm_seeder::store::AckLevel;
 use swarm_seeder::tracker_client::Refusal;
 
@@ -66,7 +67,12 @@ impl FileSystem {
         self.counters.asked("change");
         let asked = tokio::time::timeout(self.config.metadata_timeout, self.catalog.change(level, operation));
         match asked.await {
-            Ok(Ok(changed)) => Ok(Answered { guard, ticket, changed }),
+            Ok(Ok(changed)) => {
+                if changed.refused.is_none() {
+                    self.changed_at.fetch_max(changed.revision.0, Ordering::AcqRel);
+                }
+                Ok(Answered { guard, ticket, changed })
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "change the catalog");
                 Err(errno::of_tracker(&error))
@@ -85,6 +91,11 @@ impl Answered<'_> {
     /// The inode that was made or changed; also the inode as it is, where a write was refused as stale.
     pub(super) fn node(&self) -> Option<Arc<Node>> {
         self.changed.node.clone().map(Arc::new)
+    }
+
+    /// The revision of this answer.
+    pub(super) fn revision(&self) -> Revision {
+        self.changed.revision
     }
 
     /// Another inode that it changed.

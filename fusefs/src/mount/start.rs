@@ -427,7 +427,8 @@ async fn writing(
     if !left.is_empty() {
         tracing::warn!(files = left.len(), "an earlier mount left files unsaved: `swarmfs spool list` shows them");
     }
-    let owed = debts.sum();
+    let ours = ours.to_string();
+    let owed = debts.sum(&ours);
     if owed.files > 0 {
         tracing::info!(
             files = owed.files,
@@ -435,7 +436,7 @@ async fn writing(
             "seeders lack some of what an earlier mount saved: it is sent to them"
         );
     }
-    let writing = Writing::new(Arc::new(uploader), spool, ours.to_string(), config.write_timeout.0).with_debts(debts);
+    let writing = Writing::new(Arc::new(uploader), spool, ours, config.write_timeout.0).with_debts(debts);
     Ok(writing.with_writeback(config.writeback))
 }
 

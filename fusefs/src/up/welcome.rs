@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use swarm_proto::v1::operation::Operation;
 use swarm_proto::v1::{IfExists, MakeDirectory, Ownership, PublishFile};
 use swarm_proto::{Fault, InodeNumber};
-use swarm_seeder::swarm::upload::{UploadConfig, Uploader, upload_stream};
+use swarm_seeder::swarm::upload::{LONGEST_SYNC, UploadConfig, Uploader, upload_stream};
 use swarm_seeder::tracker_client::{TrackerClient, TrackerError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -77,7 +77,7 @@ pub(super) async fn publish(tracker: &TrackerClient, seeders: usize) -> Result<(
         uploads.push(uploaded);
     }
     let ids: Vec<_> = uploads.iter().flat_map(|uploaded| uploaded.segment_ids()).collect();
-    if !uploader.sync(&ids).await.is_empty() {
+    if !uploader.sync(&ids, LONGEST_SYNC).await.is_empty() {
         return Err("the seeders could not write it to their disks".to_owned());
     }
     let outcomes = tracker.mutate(operations).await.map_err(words)?;

@@ -5,7 +5,8 @@
 //! FOLDER/N.data    bytes that are owed: a file of the spool under another name, or a copy
 //! ```
 //!
-//! Not the sending (`fs::writing::resend`). The lock of the spool guards the folder. Invariants: a file is removed only
+//! Not the sending (`fs::writing::resend`). The lock of the spool guards the folder. It may have debts of several swarms,
+//! one after the other mounted with one spool, whose inodes have equal numbers. Invariants: a file is removed only
 //! when no debt needs it; nothing is taken from it unverified, since the file of the spool may be written on.
 
 mod book;
@@ -32,8 +33,6 @@ const JOURNAL: &str = "journal";
 /// A journal up to this long is left as it is; a longer one begins anew once it is several times what is still so.
 const LONG_BYTES: u64 = 1 << 20;
 const TIMES: u64 = 4;
-/// Segments that are remembered: about 30 MiB, and 1 TiB of large files. Of more, nothing is.
-const MOST_PARTS: usize = 262_144;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,6 +57,8 @@ pub struct Debtor {
 pub struct Lacking<'a> {
     /// Which.
     pub segment: Segment,
+    /// Seeders that there are lack it; false: all have it.
+    pub at_risk: bool,
     /// Where its bytes are; none: they need not be kept.
     pub bytes: Option<(Bearer<'a>, u64)>,
 }
@@ -147,14 +148,19 @@ impl Debts {
     ///
     /// Shape: `tried`: the seeders that are up all have it; none: one that is may lack it.
     /// Cost:  where bytes are to be kept, one more name for the file of the spool and one line of the journal.
-    pub fn add(&self, debtor: Debtor, lacking: Vec<Lacking<'_>>, tried: Option<Vec<PeerId>>) {
+    pub fn add(&self, debtor: Debtor, mut lacking: Vec<Lacking<'_>>, tried: Option<Vec<PeerId>>) {
         let mut inner = self.inner.lock();
-        if inner.book.parts() + lacking.len() > MOST_PARTS {
+        let at_risk = lacking.iter().filter(|one| one.at_risk).count();
+        if at_risk > inner.book.room_at_risk() {
             let path = debtor.path;
             return tracing::warn!(
                 path,
                 "more is owed to seeders than is remembered: this file stays under-replicated"
             );
+        }
+        if lacking.len() - at_risk > inner.book.room_harmless() {
+            tracing::debug!(path = debtor.path, "all seeders have more than is remembered for one that may join");
+            lacking.retain(|one| one.at_risk);
         }
         let keeps = lacking.iter().any(|one| one.bytes.is_some());
         let has_room = keeps && self.has_room();
@@ -165,20 +171,22 @@ impl Debts {
             );
         }
         let mut parts = Vec::with_capacity(lacking.len());
-        for Lacking { segment, bytes } in lacking {
+        for Lacking { segment, at_risk, bytes } in lacking {
             let kept = bytes.filter(|_| has_room).and_then(|(bearer, offset)| {
                 let kept = inner.keep(&self.folder, segment, bearer, offset);
                 kept.inspect_err(|error| tracing::warn!(%error, "keep what seeders lack")).ok()
             });
-            parts.push(Part { segment: segment.id, length: segment.length, kept });
+            parts.push(Part { segment: segment.id, length: segment.length, at_risk, kept });
         }
         let number = inner.next_debt;
         inner.next_debt += 1;
         let Debtor { swarm, inode, path } = debtor;
         let debt = Debt { number, swarm, inode: inode.0, path, parts };
-        let is_at_risk = tried.is_none();
+        if debt.parts.is_empty() {
+            return;
+        }
         inner.book.add(debt.clone(), tried);
-        match is_at_risk {
+        match debt.is_at_risk() {
             true => inner.tell(&self.folder, &Event::Owes(debt)),
             // All seeders have it: there is nothing that a crash could lose.
             false => drop(inner.untold.insert(debt.key())),
@@ -191,15 +199,15 @@ impl Debts {
         statvfs(&self.folder).is_ok_and(|disk| disk.f_bavail as f64 >= disk.f_blocks as f64 * self.free_share)
     }
 
-    /// Another version of a file is current: what is not in it is owed no more.
-    pub fn replaced(&self, inode: InodeNumber, is_in_it: impl Fn(&SegmentId) -> bool) {
-        let keys = self.inner.lock().book.of(inode);
+    /// Another version of a file of a swarm is current: what is not in it is owed no more.
+    pub fn replaced(&self, swarm: &str, inode: InodeNumber, is_in_it: impl Fn(&SegmentId) -> bool) {
+        let keys = self.inner.lock().book.of(swarm, inode);
         keys.into_iter().for_each(|key| self.change(key, |parts| parts.retain(|part| is_in_it(&part.segment))));
     }
 
-    /// A file has no name any more.
-    pub fn gone(&self, inode: InodeNumber) {
-        self.replaced(inode, |_| false);
+    /// A file of a swarm has no name any more.
+    pub fn gone(&self, swarm: &str, inode: InodeNumber) {
+        self.replaced(swarm, inode, |_| false);
     }
 
     /// Change what is owed.
@@ -209,7 +217,11 @@ impl Debts {
         match change {
             Change::None => {}
             Change::Now(_) if inner.untold.contains(&key) => {}
-            Change::Now(debt) => inner.tell(&self.folder, &Event::Owes(debt)),
+            Change::Now(debt) if debt.is_at_risk() => inner.tell(&self.folder, &Event::Owes(debt)),
+            Change::Now(_) => {
+                inner.untold.insert(key);
+                inner.tell(&self.folder, &Event::Paid(key.0.0, key.1));
+            }
             Change::Gone if inner.untold.remove(&key) => {}
             Change::Gone => inner.tell(&self.folder, &Event::Paid(key.0.0, key.1)),
         }
@@ -226,7 +238,7 @@ impl Debts {
         self.inner.lock().book.get(key).cloned()
     }
 
-    /// Those of a swarm for which other seeders are up than were tried.
+    /// Those of a swarm for which a seeder is up that was not tried, what is at risk first.
     pub fn due(&self, swarm: &str, live: &[PeerId]) -> Vec<Key> {
         self.inner.lock().book.due(swarm, live)
     }
@@ -246,17 +258,17 @@ impl Debts {
         File::open(path_of(&self.folder, kept.file))
     }
 
-    /// How much is owed.
-    pub fn sum(&self) -> Sum {
+    /// How much of a swarm is owed.
+    pub fn sum(&self, swarm: &str) -> Sum {
         let inner = self.inner.lock();
-        let files: HashSet<u64> = inner.book.all().map(|debt| debt.inode).collect();
-        let bytes = inner.book.all().flat_map(|debt| &debt.parts).map(|part| u64::from(part.length)).sum();
+        let files: HashSet<u64> = inner.book.of_swarm(swarm).map(|debt| debt.inode).collect();
+        let bytes = inner.book.of_swarm(swarm).flat_map(|debt| &debt.parts).map(|part| u64::from(part.length)).sum();
         Sum { files: files.len() as u64, bytes }
     }
 
-    /// Whether nothing is owed.
-    pub fn is_empty(&self) -> bool {
-        self.inner.lock().book.parts() == 0
+    /// Whether nothing of a swarm is owed.
+    pub fn is_empty(&self, swarm: &str) -> bool {
+        self.inner.lock().book.of_swarm(swarm).next().is_none()
     }
 
     /// Wait until something more is owed.

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -31,8 +32,9 @@ pub trait Outbox: Send + Sync + 'static {
     ///
     /// Errors: after a time without progress.
     fn send(&self, file: Arc<File>, range: ByteRange) -> BoxFuture<'_, Result<Delivered, UploadError>>;
-    /// Raise what seeders hold of these to the fsync level; those that too few hold at it.
-    fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>>;
+    /// Raise what seeders hold of these to the fsync level; those that too few hold at it. Who takes longer than `wait`
+    /// counts as one that lost them.
+    fn sync(&self, ids: Vec<SegmentId>, wait: Duration) -> BoxFuture<'_, Vec<SegmentId>>;
     /// Who stands for which of these.
     fn acknowledged(&self, ids: &[SegmentId]) -> Vec<v1::Acknowledged>;
     /// The tracker does not believe that these are held.
@@ -68,8 +70,8 @@ impl Outbox for Uploader {
         .boxed()
     }
 
-    fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>> {
-        async move { Uploader::sync(self, &ids).await }.boxed()
+    fn sync(&self, ids: Vec<SegmentId>, wait: Duration) -> BoxFuture<'_, Vec<SegmentId>> {
+        async move { Uploader::sync(self, &ids, wait).await }.boxed()
     }
 
     fn acknowledged(&self, ids: &[SegmentId]) -> Vec<v1::Acknowledged> {

@@ -176,6 +176,7 @@ impl Downstream {
                         true => "another seeder answers at its address".to_owned(),
                         false => format!("{} cannot be reached: {failure}", first.address),
                     },
+                    process: 0,
                 })
             })
             .collect()

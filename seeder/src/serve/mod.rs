@@ -68,6 +68,8 @@ pub struct ServeConfig {
 /// The service `Chunks`: one answer for each call.
 pub(crate) struct Chunks<S> {
     me: PeerId,
+    /// Which run of the peer this is; never 0.
+    process: u64,
     store: Arc<S>,
     gate: Arc<Gate>,
     forward: Forward,
@@ -91,7 +93,8 @@ pub async fn serve<S: ChunkStore>(
 ) -> Served {
     let gate = Gate::open(config.upload_limit, tasks, &stop);
     let forward = Forward::new(tasks.clone(), stop.clone());
-    let chunks = Arc::new(Chunks { me: config.me, store, gate, forward, counters, stopping: stop_accepting.clone() });
+    let (me, process, stopping) = (config.me, rand::random::<u64>().max(1), stop_accepting.clone());
+    let chunks = Arc::new(Chunks { me, process, store, gate, forward, counters, stopping });
     if let Ok(address) = listener.local_addr()
         && chunks.store.holding() == Holding::Replica
     {
@@ -157,7 +160,7 @@ impl<S: ChunkStore> Chunks<S> {
             tracing::warn!(%error, "touch segments");
             Status::unavailable(format!("the store failed: {error}"))
         })?;
-        Ok(v1::TouchReply { stamps })
+        Ok(v1::TouchReply { stamps, process: self.process })
     }
 
     async fn sync_all(&self) -> Result<v1::SyncReply, Status> {
@@ -165,7 +168,7 @@ impl<S: ChunkStore> Chunks<S> {
             tracing::warn!(%error, "sync the store");
             Status::unavailable(format!("the store failed: {error}"))
         })?;
-        Ok(v1::SyncReply {})
+        Ok(v1::SyncReply { process: self.process })
     }
 }
 
@@ -204,7 +207,8 @@ impl<S: ChunkStore> ChunksCalls for Chunks<S> {
         request: Request<Streaming<v1::StoreSmallRequest>>,
     ) -> Result<Response<Self::StoreStreamStream>, Status> {
         let seat = request.extensions().get::<Arc<Seat>>().cloned();
-        let small = Small { me: self.me, sink: self.sink()?, counters: self.counters.clone() };
+        let (me, process) = (self.me, self.process);
+        let small = Small { me, process, sink: self.sink()?, counters: self.counters.clone() };
         Ok(Response::new(small.answer_all(request.into_inner(), seat, self.stopping.clone()).boxed()))
     }
 

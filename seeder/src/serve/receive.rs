@@ -109,7 +109,7 @@ impl<S: ChunkStore> Chunks<S> {
         downstream.end();
         let (own, others) = tokio::join!(incoming.commit(header.level, header.keep), downstream.acks());
         self.counters.stored_bytes.inc_by(held_bytes(&header.segments, &own));
-        let mut acks = vec![ack(self.me, &own)];
+        let mut acks = vec![ack(self.me, self.process, &own)];
         acks.extend(others);
         Ok(v1::StoreReply { acks })
     }
@@ -230,7 +230,7 @@ pub(super) fn held_bytes(segments: &[Segment], outcomes: &[Result<(), StoreError
     held.map(|(segment, _)| u64::from(segment.length)).sum()
 }
 
-pub(super) fn ack(me: PeerId, results: &[Result<(), StoreError>]) -> v1::StoreAck {
+pub(super) fn ack(me: PeerId, process: u64, results: &[Result<(), StoreError>]) -> v1::StoreAck {
     let outcome = |result: &Result<(), StoreError>| match result {
         Ok(()) => v1::StoreOutcome::Held,
         Err(StoreError::Mismatch(_)) => v1::StoreOutcome::Corrupt,
@@ -245,6 +245,7 @@ pub(super) fn ack(me: PeerId, results: &[Result<(), StoreError>]) -> v1::StoreAc
         peer_id: me.to_wire(),
         outcomes: results.iter().map(|result| outcome(result).into()).collect(),
         message: first_error.map(ToString::to_string).unwrap_or_default(),
+        process,
     }
 }
 

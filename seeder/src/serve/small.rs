@@ -26,6 +26,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct Small {
     pub(super) me: PeerId,
+    pub(super) process: u64,
     pub(super) sink: Arc<dyn ReplicaSink>,
     pub(super) counters: Counters,
 }
@@ -73,6 +74,6 @@ impl Small {
         incoming.take(request.data).await;
         let outcomes = incoming.commit(header.level, header.keep).await;
         self.counters.stored_bytes.inc_by(receive::held_bytes(&header.segments, &outcomes));
-        Ok(receive::ack(self.me, &outcomes))
+        Ok(receive::ack(self.me, self.process, &outcomes))
     }
 }

@@ -9,7 +9,7 @@ use swarm_proto::v1::PublishFile;
 use swarm_proto::v1::operation::Operation;
 use swarm_proto::{Fault, SegmentId};
 use swarm_seeder::store::AckLevel;
-use swarm_seeder::swarm::upload::Uploader;
+use swarm_seeder::swarm::upload::{LONGEST_SYNC, Uploader};
 use swarm_seeder::tracker_client::{Refusal, TrackerClient, TrackerError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,7 @@ async fn commit(tracker: &TrackerClient, uploader: &Uploader, level: AckLevel, b
         AckLevel::Close => HashSet::new(),
         AckLevel::Fsync => {
             let ids: Vec<SegmentId> = batch.iter().flat_map(|waiting| waiting.ids.iter().copied()).collect();
-            uploader.sync(&ids).await.into_iter().collect()
+            uploader.sync(&ids, LONGEST_SYNC).await.into_iter().collect()
         }
     };
     let (mut publishes, mut answers, mut bytes) = (Vec::new(), Vec::new(), 0);

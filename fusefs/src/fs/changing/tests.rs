@@ -250,6 +250,17 @@ async fn names_are_synced_without_changing_anything() {
     assert_eq!(bench.fs.attributes_known(folder.inode).unwrap().node.unwrap(), folder);
 }
 
+#[tokio::test]
+async fn a_sync_of_names_says_once_that_the_tracker_lost_what_it_had_acknowledged() {
+    let bench = bench().await;
+    bench.fs.make_directory(ROOT, name("folder"), ME).await.unwrap();
+    bench.fs.sync_names(ROOT).await.unwrap();
+    bench.fs.make_directory(ROOT, name("lost"), ME).await.unwrap();
+    bench.swarm.lose_revisions(1);
+    assert_eq!(bench.fs.sync_names(ROOT).await, Err(Errno::IO));
+    bench.fs.sync_names(ROOT).await.unwrap();
+}
+
 #[test]
 fn times_are_nanoseconds_on_both_sides_of_1970() {
     assert_eq!(nanoseconds(UNIX_EPOCH + Duration::from_nanos(5)), 5);

@@ -39,6 +39,8 @@ impl State {
         let (node, others, names) = match done {
             Ok(done) => done,
             Err(fault) => {
+                // The answer is remembered, as the tracker does.
+                self.revision += 1;
                 let refused = Some(Refusal { fault, message: format!("{fault:?}") });
                 return Changed { revision: Revision(self.revision), refused, node: None, others: Vec::new() };
             }

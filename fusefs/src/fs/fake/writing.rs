@@ -22,6 +22,8 @@ pub(crate) struct FakeOutbox {
     pub(crate) fails_after: AtomicUsize,
     /// What was taken is lost before it is synced.
     pub(crate) loses: AtomicBool,
+    /// The next sync is waited for in vain.
+    pub(crate) hangs: AtomicBool,
     /// Segments that somebody stands for.
     pub(crate) taken: Mutex<Vec<SegmentId>>,
     /// Segments that were synced.
@@ -32,6 +34,10 @@ pub(crate) struct FakeOutbox {
     pub(crate) wanted: AtomicUsize,
     /// Replicas of each segment.
     pub(crate) copies: Mutex<HashMap<SegmentId, usize>>,
+    /// Segments that were to be sent again.
+    pub(crate) asked_again: AtomicUsize,
+    /// When there was memory for the last of them.
+    pub(crate) granted: Mutex<Option<Instant>>,
     /// Bytes that were sent again.
     pub(crate) again: Mutex<Vec<Bytes>>,
 }
@@ -54,6 +60,12 @@ impl FakeOutbox {
         }
         Ok(Delivered { extents, sent_bytes: range.len(), lease: Box::new(()) })
     }
+
+    /// How many stand for a segment.
+    fn held(&self, id: &SegmentId) -> usize {
+        let is_taken = self.taken.lock().contains(id);
+        self.copies.lock().get(id).copied().filter(|_| is_taken).unwrap_or_default()
+    }
 }
 
 impl Outbox for FakeOutbox {
@@ -75,7 +87,11 @@ impl Outbox for FakeOutbox {
         .boxed()
     }
 
-    fn sync(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Vec<SegmentId>> {
+    fn sync(&self, ids: Vec<SegmentId>, wait: Duration) -> BoxFuture<'_, Vec<SegmentId>> {
+        if self.hangs.swap(false, Ordering::SeqCst) {
+            self.forget(&ids);
+            return tokio::time::sleep(wait).map(|()| ids).boxed();
+        }
         let taken = self.taken.lock().clone();
         let missing = match self.loses.load(Ordering::SeqCst) {
             true => {
@@ -102,9 +118,7 @@ impl Outbox for FakeOutbox {
     }
 
     fn short(&self, ids: &[SegmentId]) -> Vec<(SegmentId, Shortage)> {
-        let (copies, taken) = (self.copies.lock(), self.taken.lock());
-        let count = |id: &SegmentId| if taken.contains(id) { copies[id] } else { 0 };
-        let short = ids.iter().map(|id| (*id, self.shortage(count(id))));
+        let short = ids.iter().map(|id| (*id, self.shortage(self.held(id))));
         short.filter(|(_, shortage)| *shortage != Shortage::None).collect()
     }
 
@@ -131,6 +145,14 @@ impl Outbox for FakeOutbox {
         bytes: BoxFuture<'a, Option<Bytes>>,
     ) -> BoxFuture<'a, Result<usize, UploadError>> {
         async move {
+            self.asked_again.fetch_add(1, Ordering::SeqCst);
+            let (up, copies) = (self.up.load(Ordering::SeqCst), self.held(&segment.id));
+            // As the uploader: nothing is read for nobody.
+            if copies >= up.min(self.wanted.load(Ordering::SeqCst)) {
+                return Ok(copies);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            *self.granted.lock() = Some(Instant::now());
             let missing = || UploadError::Read(Arc::new(std::io::ErrorKind::NotFound.into()));
             let bytes = bytes.await.ok_or_else(missing)?;
             if self.failing.load(Ordering::SeqCst) {
@@ -139,7 +161,6 @@ impl Outbox for FakeOutbox {
             assert_eq!(blake3::hash(&bytes).as_bytes(), segment.id.as_bytes());
             self.again.lock().push(bytes);
             self.taken.lock().push(segment.id);
-            let up = self.up.load(Ordering::SeqCst);
             self.copies.lock().insert(segment.id, up);
             Ok(up)
         }
@@ -238,12 +259,15 @@ impl Bench {
             failing: AtomicBool::default(),
             fails_after: AtomicUsize::new(usize::MAX),
             loses: AtomicBool::default(),
+            hangs: AtomicBool::default(),
             taken: Mutex::default(),
             synced: Mutex::default(),
             up: AtomicUsize::new(1),
             known: AtomicUsize::new(1),
             wanted: AtomicUsize::new(1),
             copies: Mutex::default(),
+            asked_again: AtomicUsize::default(),
+            granted: Mutex::default(),
             again: Mutex::default(),
         });
         let (spool, _) = Spool::open(folder.path(), 0).unwrap();

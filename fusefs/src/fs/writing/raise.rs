@@ -18,6 +18,10 @@ use crate::write::debts::Bearer;
 /// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
 impl FileSystem {
     /// All that this mount saved of a version lately survives a power cut from now on. Of the rest, the disks followed.
     ///
@@ -28,7 +32,9 @@ impl FileSystem {
         let (mut pause, deadline) = (PAUSES.0, Instant::now() + writing.timeout);
         let mut fewer = Vec::new();
         while !owed.is_empty() {
-            let too_few: HashSet<SegmentId> = writing.outbox.sync(owed.clone()).await.into_iter().collect();
+            // Of what is left, the other half is for sending it to others.
+            let too_few = writing.outbox.sync(owed.clone(), left_until(deadline) / 2).await;
+            let too_few: HashSet<SegmentId> = too_few.into_iter().collect();
             let lost = writing.owed.lock().settle(&owed, &writing.outbox.acknowledged(&owed));
             let (left, enough): (Vec<SegmentId>, Vec<SegmentId>) =
                 lost.into_iter().partition(|id| too_few.contains(id));
@@ -48,15 +54,20 @@ impl FileSystem {
                 return Err(Errno::IO);
             }
             tracing::warn!(%segment, of = owed.len(), "sync a file: a seeder lost what it had acknowledged; it is sent again");
-            let again = self.send_lost(writing, inode, version, &owed, deadline);
-            if tokio::time::timeout_at(deadline.into(), again).await.is_ok() {
+            // And what is left then for those others to write it out.
+            let until = deadline - left_until(deadline) / 4;
+            let again = self.send_lost(writing, inode, version, &owed, until);
+            if tokio::time::timeout_at(until.into(), again).await.is_ok() {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);
             }
         }
         if !fewer.is_empty() {
-            let file = self.written(inode).and_then(|written| written.unsaved.data_file());
-            self.owe(writing, inode, &version.manifest, &fewer, |_| file.as_deref().map(Bearer::Spool));
+            let written = self.written(inode);
+            let file = written.as_ref().and_then(|written| written.unsaved.data_file());
+            let has = |range| written.as_ref().is_some_and(|written| written.unsaved.is_in_spool(range));
+            let bearer = |range| file.as_deref().filter(|_| has(range)).map(Bearer::Spool);
+            self.owe(writing, inode, &version.manifest, &fewer, bearer);
         }
         Ok(())
     }

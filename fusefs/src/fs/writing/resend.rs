@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
-use swarm_proto::{Extent, InodeNumber, Manifest, PeerId, Segment, SegmentId};
+use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, PeerId, Segment, SegmentId};
 use swarm_seeder::swarm::upload::Shortage;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_sec
 pub(super) const AT_ONCE: usize = 4;
 /// After so many debts in a row that could not be paid, the others wait for the next look.
 const IN_VAIN_MOST: usize = 8;
+/// After so many segments in a row of one debt, the others wait too.
+const SEGMENTS_IN_VAIN_MOST: usize = 4;
 /// Debts that keep bytes and are asked at each look whether their file still is what it was.
 const CHECKED_MOST: usize = 16;
 /// How long a segment that is not kept here is waited for.
@@ -46,7 +48,7 @@ enum Attempt {
 impl FileSystem {
     /// Remember which of the segments `ids` of a version, just committed, seeders hold too few replicas of.
     ///
-    /// Shape: `bearer` says what has the bytes that lie at an offset of the file.
+    /// Shape: `bearer` says what has the bytes of a range of the file at the same offset, if anything here has.
     /// Cost:  a look into memory, if they hold enough.
     pub(super) fn owe<'f>(
         &self,
@@ -54,19 +56,28 @@ impl FileSystem {
         inode: InodeNumber,
         manifest: &Manifest,
         ids: &[SegmentId],
-        bearer: impl Fn(u64) -> Option<Bearer<'f>>,
+        bearer: impl Fn(ByteRange) -> Option<Bearer<'f>>,
     ) {
         let Some(debts) = &writing.debts else { return };
-        let mut short: HashMap<SegmentId, Shortage> = writing.outbox.short(ids).into_iter().collect();
+        let short: HashMap<SegmentId, Shortage> = writing.outbox.short(ids).into_iter().collect();
         if short.is_empty() {
             return;
         }
         let nobody_left = short.values().all(|shortage| *shortage == Shortage::OfSeeders);
-        let mut lacking = Vec::with_capacity(short.len());
+        let mut lacking: Vec<Lacking<'f>> = Vec::with_capacity(short.len());
+        let mut found = HashMap::with_capacity(short.len());
         for (segment, at) in places(manifest) {
-            let Some(shortage) = short.remove(&segment.id) else { continue };
-            let bytes = at.filter(|_| shortage == Shortage::OfReplicas).and_then(|at| Some((bearer(at)?, at)));
-            lacking.push(Lacking { segment, bytes });
+            let Some(shortage) = short.get(&segment.id) else { continue };
+            let at_risk = *shortage == Shortage::OfReplicas;
+            let index = *found.entry(segment.id).or_insert_with(|| {
+                lacking.push(Lacking { segment, at_risk, bytes: None });
+                lacking.len() - 1
+            });
+            // Of the places that it has in the file, one that was sent from here: elsewhere the base has its bytes.
+            if at_risk && lacking[index].bytes.is_none() {
+                let range = |at| ByteRange::at(at, segment.length.into());
+                lacking[index].bytes = at.and_then(|at| Some((bearer(range(at))?, at)));
+            }
         }
         let debtor = Debtor { swarm: writing.swarm.clone(), inode, path: self.path_of(inode) };
         debts.add(debtor, lacking, nobody_left.then(|| writing.outbox.live_lately()));
@@ -74,24 +85,24 @@ impl FileSystem {
 
     /// This mount has put another version in the place of one.
     pub(super) fn replaced(&self, writing: &Writing, inode: InodeNumber, manifest: &Manifest) {
-        if let Some(debts) = writing.debts.as_ref().filter(|debts| !debts.is_empty()) {
+        if let Some(debts) = writing.debts.as_ref().filter(|debts| !debts.is_empty(&writing.swarm)) {
             let ids = ids_of(manifest);
-            debts.replaced(inode, |id| ids.contains(id));
+            debts.replaced(&writing.swarm, inode, |id| ids.contains(id));
         }
     }
 
     /// A file has no name any more: nothing of it is owed.
     pub(in crate::fs) fn forget_debts(&self, inode: InodeNumber) {
-        let debts = self.writing.as_ref().and_then(|writing| writing.debts.as_ref());
-        if let Some(debts) = debts.filter(|debts| !debts.is_empty()) {
-            debts.gone(inode);
+        let Some(writing) = &self.writing else { return };
+        if let Some(debts) = writing.debts.as_ref().filter(|debts| !debts.is_empty(&writing.swarm)) {
+            debts.gone(&writing.swarm, inode);
         }
     }
 
     /// How much seeders lack of what this mount has saved.
     pub fn owed(&self) -> crate::write::debts::Sum {
-        let debts = self.writing.as_ref().and_then(|writing| writing.debts.as_ref());
-        debts.map(Debts::sum).unwrap_or_default()
+        let Some(writing) = &self.writing else { return Default::default() };
+        writing.debts.as_ref().map(|debts| debts.sum(&writing.swarm)).unwrap_or_default()
     }
 
     /// Send what seeders lack once others are up, until `stop`. One such task runs for a mount.
@@ -101,7 +112,7 @@ impl FileSystem {
         let paying = async {
             let mut pause = PAUSES.0;
             loop {
-                if debts.is_empty() {
+                if debts.is_empty(&writing.swarm) {
                     debts.more().await;
                     pause = PAUSES.0;
                 }
@@ -151,7 +162,7 @@ impl FileSystem {
             debts.looked_at(key, None);
         }
         if gained > 0 {
-            let left = debts.sum().files;
+            let left = debts.sum(&writing.swarm).files;
             tracing::info!(saves = gained, files_left = left, "sent to further seeders what they lacked");
         }
         gained > 0
@@ -180,21 +191,33 @@ impl FileSystem {
             debts.looked_at(key, None);
             return if debts.get(key).is_none() { Attempt::Gained } else { Attempt::Failed };
         };
-        let parts = debt.parts.clone().into_iter().map(|part| self.send_part(writing, &version, part));
-        let sent: Vec<(SegmentId, Option<usize>)> =
-            futures::stream::iter(parts).buffer_unordered(AT_ONCE).collect().await;
+        let mut parts = debt.parts.clone();
+        // Not always those first that nobody can give.
+        let first = rand::random_range(0..parts.len().max(1));
+        parts.rotate_left(first);
+        let sends = parts.into_iter().map(|part| self.send_part(writing, &version, part));
+        let mut sends = futures::stream::iter(sends).buffer_unordered(AT_ONCE);
+        let (mut sent, mut in_vain) = (Vec::new(), 0);
+        while let Some((id, now)) = sends.next().await {
+            in_vain = if now.is_some() { 0 } else { in_vain + 1 };
+            sent.push((id, now));
+            if in_vain >= SEGMENTS_IN_VAIN_MOST {
+                break;
+            }
+        }
+        drop(sends);
         let now: HashMap<SegmentId, usize> = sent.iter().filter_map(|(id, now)| Some((*id, (*now)?))).collect();
         let shortage = |part: &Part| now.get(&part.segment).map(|replicas| writing.outbox.shortage(*replicas));
         debts.change(key, |parts| {
             parts.retain(|part| shortage(part) != Some(Shortage::None));
             let had_by_all = parts.iter_mut().filter(|part| shortage(part) == Some(Shortage::OfSeeders));
-            had_by_all.for_each(|part| part.kept = None);
+            had_by_all.for_each(|part| (part.at_risk, part.kept) = (false, None));
         });
         let is_done = |(id, now): &(SegmentId, Option<usize>)| {
             let paid = debts.get(key).is_none_or(|debt| debt.parts.iter().all(|part| part.segment != *id));
             paid || now.is_some_and(|now| now >= live.len())
         };
-        let all_done = sent.iter().all(is_done);
+        let all_done = sent.len() == debt.parts.len() && sent.iter().all(is_done);
         debts.looked_at(key, all_done.then(|| live.to_vec()));
         match (all_done, debts.get(key)) {
             (_, None) => Attempt::Gained,
@@ -207,8 +230,9 @@ impl FileSystem {
     /// Have one segment held by as many as are wanted; how many hold it, none if that failed.
     async fn send_part(&self, writing: &Writing, version: &Version, part: Part) -> (SegmentId, Option<usize>) {
         let segment = part.segment();
-        let bytes = self.bytes_of(writing, segment, version, part.kept, None, Instant::now() + READ).boxed();
-        let sent = writing.outbox.send_again(segment, bytes).await;
+        // Not before there is memory for them does the time run in which they are read.
+        let bytes = async { self.bytes_of(writing, segment, version, part.kept, None, Instant::now() + READ).await };
+        let sent = writing.outbox.send_again(segment, bytes.boxed()).await;
         let sent = sent.inspect_err(|error| tracing::debug!(%error, segment = %segment.id, "send a segment again"));
         (part.segment, sent.ok())
     }
@@ -254,14 +278,13 @@ async fn read(file: Arc<File>, at: u64, segment: Segment) -> Option<Bytes> {
     read.inspect_err(|error| tracing::debug!(%error, segment = %segment.id, "read what seeders lack")).ok()
 }
 
-/// What has the bytes of a save that lie at an offset of the file.
-pub(super) fn bearer(save: &Save, at: u64) -> Option<Bearer<'_>> {
-    if let Some(joined) = &save.joined
-        && joined.runs.iter().any(|run| run.start <= at && at < run.end)
-    {
+/// What has the bytes that a save sent of a range of the file; none: it did not send them all.
+pub(super) fn bearer(save: &Save, range: ByteRange) -> Option<Bearer<'_>> {
+    let is_in = |run: &ByteRange| run.start <= range.start && range.end <= run.end;
+    if let Some(joined) = save.joined.as_ref().filter(|joined| joined.runs.iter().any(is_in)) {
         return Some(Bearer::Nameless(&joined.file));
     }
-    save.file.as_deref().map(Bearer::Spool)
+    save.file.as_deref().filter(|_| save.pieces.is_unsaved(range)).map(Bearer::Spool)
 }
 
 /// The segments of a version, and where in the file all of each lies; none: only a slice does.

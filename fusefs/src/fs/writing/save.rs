@@ -75,7 +75,9 @@ impl FileSystem {
         let _turn = turn.await.map_err(|_| Errno::TIMEDOUT)?;
         let inode = unsaved.inode();
         let (mut pause, deadline) = (PAUSES.0, Instant::now() + writing.timeout);
-        while Instant::now() < deadline {
+        let mut setbacks = 0;
+        let mut once_more = false;
+        while std::mem::take(&mut once_more) || Instant::now() < deadline {
             let Some(mut save) = unsaved.begin_save() else { return Ok(Saved::Already) };
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
@@ -88,6 +90,9 @@ impl FileSystem {
                 Err(Setback::Again) => {
                     // Else what was sent early would count as held for ever.
                     unsaved.sends_anew();
+                    setbacks += 1;
+                    // However long the first attempt took: others may take it.
+                    once_more = setbacks == 1;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
                 }
@@ -122,7 +127,8 @@ impl FileSystem {
         level: AckLevel,
     ) -> Result<(), Setback> {
         let (manifest, ids, _leases) = deliver(writing, save).await?;
-        if level == AckLevel::Fsync && !writing.outbox.sync(ids.clone()).await.is_empty() {
+        // Half of the time, since there may have to be a second attempt.
+        if level == AckLevel::Fsync && !writing.outbox.sync(ids.clone(), writing.timeout / 2).await.is_empty() {
             writing.outbox.forget(&ids);
             return Err(Setback::Again);
         }
@@ -145,7 +151,7 @@ impl FileSystem {
             }
         })?;
         // Before the spool is told that it is saved: if this process dies in between, the next one saves it again.
-        self.owe(writing, written.unsaved.inode(), &base.manifest, &ids, |at| bearer(save, at));
+        self.owe(writing, written.unsaved.inode(), &base.manifest, &ids, |range| bearer(save, range));
         written.unsaved.settle(save.stamp, base);
         if !save.runs().is_empty() {
             written.unsaved.leave_to_base(save.runs());
@@ -281,7 +287,7 @@ impl FileSystem {
             match answered.refusal() {
                 None => {
                     if let Some(node) = answered.node() {
-                        self.owe(writing, node.inode, &manifest, &ids, |at| bearer(save, at));
+                        self.owe(writing, node.inode, &manifest, &ids, |range| bearer(save, range));
                     }
                     let made = answered.node().map_or(Becomes::Unknown, Becomes::Names);
                     answered.conclude(&[made]);

@@ -175,6 +175,17 @@ async fn fsync_says_that_nobody_keeps_what_was_acknowledged_or_that_the_catalog_
     assert!(bench.fs.sync(inode).await.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fsync_says_that_the_tracker_lost_what_a_close_had_committed() {
+    let (bench, _, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    bench.fs.open_to_write(inode, false).await.unwrap();
+    write(&bench, inode, 0, b"B");
+    bench.fs.flush(inode).await.unwrap();
+    bench.swarm.lose_revisions(1);
+    assert_eq!(bench.fs.sync(inode).await, Err(Errno::IO));
+}
+
 /// The spool of a mount that died, with one file over version `version` of `inode`.
 fn left_in(folder: &tempfile::TempDir, (inode, base): (InodeNumber, Base), died: impl FnOnce(&Unsaved)) -> Note {
     let (spool, _) = Spool::open(folder.path(), 0).unwrap();

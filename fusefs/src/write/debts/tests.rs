@@ -48,8 +48,11 @@ fn what_is_owed_is_there_after_a_restart_though_the_spool_has_let_it_go() {
     let debts = Debts::open(&at, 0.0).unwrap();
     let file = spool.begin(note).unwrap();
     file.write(0, b"onetwo").unwrap();
-    let lacking =
-        |bytes: &[u8], offset| Lacking { segment: segment(bytes), bytes: Some((Bearer::Spool(&file), offset)) };
+    let lacking = |bytes: &[u8], offset| Lacking {
+        segment: segment(bytes),
+        at_risk: true,
+        bytes: Some((Bearer::Spool(&file), offset)),
+    };
     debts.add(debtor(), vec![lacking(b"one", 0), lacking(b"two", 3)], None);
     drop(file);
     drop(debts);
@@ -57,13 +60,13 @@ fn what_is_owed_is_there_after_a_restart_though_the_spool_has_let_it_go() {
     let (key, debt) = only(&debts);
     let read: Vec<Bytes> = debt.parts.iter().map(|part| read(&debts, part).unwrap()).collect();
     assert_eq!(read, ["one", "two"]);
-    assert_eq!(debts.sum(), Sum { files: 1, bytes: 6 });
+    assert_eq!(debts.sum("s"), Sum { files: 1, bytes: 6 });
     debts.change(key, |parts| parts.truncate(1));
     assert!(at.join("1.data").exists(), "one part is left in it");
-    debts.gone(INODE);
-    assert!(debts.is_empty() && !at.join("1.data").exists());
+    debts.gone("s", INODE);
+    assert!(debts.is_empty("s") && !at.join("1.data").exists());
     drop(debts);
-    assert!(Debts::open(&at, 0.0).unwrap().is_empty());
+    assert!(Debts::open(&at, 0.0).unwrap().is_empty("s"));
 }
 
 #[test]
@@ -73,7 +76,11 @@ fn bytes_that_were_written_over_are_none() {
     let debts = Debts::open(&folder.path().join("owed"), 0.0).unwrap();
     let file = spool.begin(note).unwrap();
     file.write(0, b"one").unwrap();
-    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Spool(&file), 0)) }], None);
+    debts.add(
+        debtor(),
+        vec![Lacking { segment: segment(b"one"), at_risk: true, bytes: Some((Bearer::Spool(&file), 0)) }],
+        None,
+    );
     let (_, debt) = only(&debts);
     file.write(0, b"ONE").unwrap();
     assert_eq!(read(&debts, &debt.parts[0]), None);
@@ -87,7 +94,11 @@ fn a_disk_that_is_too_full_keeps_nothing_and_the_debt_is_remembered() {
     let debts = Debts::open(&at, 1.1).unwrap();
     let file = spool.begin(note).unwrap();
     file.write(0, b"one").unwrap();
-    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Spool(&file), 0)) }], None);
+    debts.add(
+        debtor(),
+        vec![Lacking { segment: segment(b"one"), at_risk: true, bytes: Some((Bearer::Spool(&file), 0)) }],
+        None,
+    );
     drop(debts);
     let (_, debt) = only(&Debts::open(&at, 1.1).unwrap());
     assert_eq!(debt.parts[0].kept, None);
@@ -97,8 +108,8 @@ fn a_disk_that_is_too_full_keeps_nothing_and_the_debt_is_remembered() {
 fn what_all_seeders_have_is_remembered_without_a_write() {
     let folder = tempfile::tempdir().unwrap();
     let debts = Debts::open(folder.path(), 0.0).unwrap();
-    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), bytes: None }], Some(Vec::new()));
-    assert!(!debts.is_empty());
+    debts.add(debtor(), vec![Lacking { segment: segment(b"one"), at_risk: false, bytes: None }], Some(Vec::new()));
+    assert!(!debts.is_empty("s"));
     assert_eq!(std::fs::metadata(folder.path().join(JOURNAL)).unwrap().len(), 0);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -109,7 +120,8 @@ fn a_line_that_was_cut_short_is_no_line() {
     let debts = Debts::open(folder.path(), 0.0).unwrap();
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(b"one", 0).unwrap();
-    let lacking = || vec![Lacking { segment: segment(b"one"), bytes: Some((Bearer::Nameless(&file), 0)) }];
+    let lacking =
+        || vec![Lacking { segment: segment(b"one"), at_risk: true, bytes: Some((Bearer::Nameless(&file), 0)) }];
     debts.add(debtor(), lacking(), None);
     debts.add(debtor(), lacking(), None);
     drop(debts);
@@ -121,4 +133,33 @@ fn a_line_that_was_cut_short_is_no_line() {
     assert_eq!((key.1, debts.due("s", &[]).len()), (1, 1));
     assert_eq!(read(&debts, &debt.parts[0]).unwrap(), "one");
     assert!(!folder.path().join("2.data").exists());
+}
+
+#[test]
+fn what_one_swarm_replaces_and_removes_is_owed_to_another_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    let lacking = || vec![Lacking { segment: segment(b"one"), at_risk: true, bytes: None }];
+    debts.add(debtor(), lacking(), None);
+    debts.replaced("another", INODE, |_| false);
+    debts.gone("another", INODE);
+    assert_eq!((debts.sum("s"), debts.sum("another")), (Sum { files: 1, bytes: 3 }, Sum::default()));
+    assert!(debts.is_empty("another") && !debts.is_empty("s"));
+    debts.add(Debtor { swarm: "another".into(), ..debtor() }, lacking(), None);
+    debts.gone("s", INODE);
+    assert!(debts.is_empty("s") && !debts.is_empty("another"));
+}
+
+#[test]
+fn what_is_at_risk_is_remembered_however_much_all_seeders_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    let lacking = |at_risk| Lacking { segment: segment(b"one"), at_risk, bytes: None };
+    debts.add(debtor(), (0..book::MOST_PARTS).map(|_| lacking(false)).collect(), Some(Vec::new()));
+    debts.add(debtor(), vec![lacking(true), lacking(false)], None);
+    let (key, debt) = only(&debts);
+    assert_eq!((key.1, debt.parts.len()), (2, 1));
+    debts.change(key, |parts| parts[0].at_risk = false);
+    drop(debts);
+    assert!(Debts::open(folder.path(), 0.0).unwrap().is_empty("s"), "only what is at risk is told to the next mount");
 }

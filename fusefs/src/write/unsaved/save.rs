@@ -11,7 +11,7 @@ use swarm_proto::{ByteRange, Extent};
 
 use super::telling::Told;
 use super::{Base, Early, Plan, Unsaved};
-use crate::write::pieces::{Pieces, Sent, Stamp};
+use crate::write::pieces::{Pieces, Sent, Source, Stamp};
 use crate::write::spool::{SpoolFile, State};
 
 /// All that a save needs, as of the moment that it began.
@@ -135,6 +135,12 @@ impl Unsaved {
     /// Whether nothing of a range was changed after `stamp`.
     pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
         self.inner.lock().pieces.is_as_at(range, stamp)
+    }
+
+    /// Whether all bytes of a range are in the spool now, saved or not.
+    pub fn is_in_spool(&self, range: ByteRange) -> bool {
+        let inner = self.inner.lock();
+        range.end <= inner.pieces.size() && inner.pieces.over(range).all(|(_, source)| source == Source::Spool)
     }
 
     /// The base has these in one: what of the spool is saved there is not needed any more.

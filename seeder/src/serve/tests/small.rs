@@ -52,6 +52,23 @@ async fn each_small_segment_of_a_stream_is_answered_for_itself() {
 }
 
 #[tokio::test]
+async fn all_that_one_run_acknowledges_names_it_and_another_run_is_another() {
+    let (first, second) = (start().await, start().await);
+    let data = bytes(100, 1);
+    let segment = ChunkTree::build(&data).segment();
+    let piped = send(&first, frames(header(&[segment], vec![second.target()]), &[&data])).await.unwrap();
+    let runs: Vec<u64> = piped.acks.iter().map(|ack| ack.process).collect();
+    assert!(runs[0] != 0 && runs[1] != 0 && runs[0] != runs[1]);
+    let (requests, mut answers) = open(&first).await;
+    requests.send(request(1, &data)).await.unwrap();
+    assert_eq!(next(&mut answers).await.ack.unwrap().process, runs[0]);
+    let mut client = first.client().await;
+    let touch = v1::TouchRequest { segment_ids: segment.id.to_wire(), keep_ms: 0 };
+    assert_eq!(client.touch(touch).await.unwrap().into_inner().process, runs[0]);
+    assert_eq!(client.sync(v1::SyncRequest {}).await.unwrap().into_inner().process, runs[0]);
+}
+
+#[tokio::test]
 async fn a_stream_is_no_reason_to_go_on_serving() {
     let server = start().await;
     let (requests, mut answers) = open(&server).await;

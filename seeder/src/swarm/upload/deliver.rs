@@ -1,14 +1,16 @@
 //! One batch of segments on its way: who has them, who takes them, until enough seeders stand for each.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_proto::v1::{self, StoreOutcome};
 use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, Segment, SegmentId};
 
+use super::ledger::Process;
 use super::links::Trouble;
-use super::store_call::{Said, store};
+use super::store_call::{Said, Word, store};
 use super::uploader::{BATCH_SEGMENTS, Inner, Job, TOUCH, TOUCH_SEGMENTS};
 use super::{KnownSeeder, SeederState, UploadError};
 use crate::swarm::PeerAddress;
@@ -78,7 +80,7 @@ impl Inner {
             }
             seen_seeders = Instant::now();
             let need = self.need(seeders.len());
-            let want = (self.config.replicas as usize).min(seeders.len()).max(need);
+            let want = self.want(seeders.len());
             open = self.settle(open, need, want);
             if open.is_empty() {
                 return;
@@ -153,12 +155,7 @@ impl Inner {
             Ok(seeders) => seeders.iter().map(|seeder| seeder.id).collect(),
             Err(error) => return Err((batch, error)),
         };
-        // The word of one that is away helps nobody now.
-        let own = |job: &Job| {
-            let mut holders = self.ledger.lock().holders(&job.segment.id, Instant::now(), self.config.keep / 2);
-            holders.retain(|holder| up.contains(holder));
-            holders
-        };
+        let own = |job: &Job| self.own_word(job.segment, &up);
         let bytes: u64 = batch.iter().map(|job| u64::from(job.segment.length)).sum();
         let asks = bytes > self.config.unasked_bytes;
         let unknown = batch.iter().filter(|job| asks && own(job).is_empty()).map(|job| job.segment).collect::<Vec<_>>();
@@ -172,13 +169,23 @@ impl Inner {
         Ok(open.collect())
     }
 
-    /// Enter which of those that are up durably hold these, and keep them from now on.
+    /// Who stands for a segment by our own memory. The word of one that is not in `up` helps nobody now.
+    pub(super) fn own_word(&self, segment: Segment, up: &HashSet<PeerId>) -> Vec<PeerId> {
+        let mut holders = self.ledger.lock().holders(&segment.id, Instant::now(), self.config.keep / 2);
+        holders.retain(|holder| up.contains(holder));
+        holders
+    }
+
+    /// Enter which of those that are up durably hold these, and keep them from now on. Whoever could not write out what it
+    /// took is not asked: others are to have it.
     pub(super) async fn ask_around(&self, segments: &[Segment], up: &HashSet<PeerId>) -> Result<(), UploadError> {
         let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
         let located = if ids.is_empty() { Vec::new() } else { self.placer.holders(ids).await? };
+        let stuck = self.links.stuck(Instant::now());
+        let is_asked = |holder: &PeerAddress| up.contains(&holder.id) && !stuck.contains(&holder.id);
         let mut touches: HashMap<PeerId, (PeerAddress, Vec<SegmentId>)> = HashMap::new();
         for (segment, holders) in segments.iter().zip(located) {
-            for holder in holders.into_iter().filter(|holder| up.contains(&holder.id)) {
+            for holder in holders.into_iter().filter(is_asked) {
                 touches.entry(holder.id).or_insert_with(|| (holder, Vec::new())).1.push(segment.id);
             }
         }
@@ -187,9 +194,9 @@ impl Inner {
             let lengths = &lengths;
             async move {
                 if self.links.client(&holder).is_ok() {
-                    for id in self.touched(holder.id, &ids).await.unwrap_or_default() {
+                    for (id, process) in self.touched(holder.id, &ids).await.unwrap_or_default() {
                         if let Some(segment) = lengths.get(&id) {
-                            self.ledger.lock().acknowledge(*segment, holder.id, Instant::now(), false);
+                            self.ledger.lock().acknowledge(*segment, (holder.id, process), Instant::now(), false);
                         }
                     }
                 }
@@ -199,15 +206,18 @@ impl Inner {
         Ok(())
     }
 
-    /// Those of `ids` that a seeder durably holds and keeps from now on; none if it does not answer.
-    async fn touched(&self, peer: PeerId, ids: &[SegmentId]) -> Option<Vec<SegmentId>> {
+    /// Those of `ids` that a seeder durably holds and keeps from now on, and which run of it says so; none if it does not
+    /// answer.
+    async fn touched(&self, peer: PeerId, ids: &[SegmentId]) -> Option<Vec<(SegmentId, Process)>> {
         let (mut client, _) = self.links.known(peer)?;
         let mut held = Vec::new();
         for some in ids.chunks(TOUCH_SEGMENTS) {
             let keep_ms = u64::try_from(self.config.keep.as_millis()).unwrap_or(u64::MAX);
             let request = v1::TouchRequest { segment_ids: SegmentId::pack(some), keep_ms };
             let reply = tokio::time::timeout(TOUCH, client.touch(request)).await.ok()?.ok()?.into_inner();
-            held.extend(some.iter().zip(reply.stamps).filter(|(_, stamp)| *stamp > 0).map(|(id, _)| *id));
+            let process = NonZeroU64::new(reply.process);
+            let stamped = some.iter().zip(reply.stamps).filter(|(_, stamp)| *stamp > 0);
+            held.extend(stamped.map(|(id, _)| (*id, process)));
         }
         Some(held)
     }
@@ -216,6 +226,7 @@ impl Inner {
     pub(super) async fn touch(&self, peer: PeerId, ids: &[SegmentId]) {
         // No answer: the old promise still runs, and the next renewal comes before it ends.
         let Some(held) = self.touched(peer, ids).await else { return };
+        let held: Vec<SegmentId> = held.into_iter().map(|(id, _)| id).collect();
         let held_set: HashSet<&SegmentId> = held.iter().collect();
         let mut ledger = self.ledger.lock();
         ids.iter().filter(|id| !held_set.contains(id)).for_each(|id| ledger.lost(peer, id));
@@ -335,7 +346,7 @@ impl Inner {
             Said::Failed(reason) => return trouble(targets[0].id, Trouble::Failed, reason),
         };
         for target in targets {
-            let Some((_, outcomes, message)) = acks.iter().find(|(peer, _, _)| *peer == target.id) else {
+            let Some(Word { process, outcomes, message, .. }) = acks.iter().find(|word| word.peer == target.id) else {
                 trouble(target.id, Trouble::Failed, "no acknowledgement".to_owned());
                 continue;
             };
@@ -343,7 +354,7 @@ impl Inner {
                 let open = &mut open[*index];
                 match outcome {
                     StoreOutcome::Held => {
-                        self.ledger.lock().acknowledge(open.job.segment, target.id, now, true);
+                        self.ledger.lock().acknowledge(open.job.segment, (target.id, *process), now, true);
                         if !open.holders.contains(&target.id) {
                             open.holders.push(target.id);
                         }

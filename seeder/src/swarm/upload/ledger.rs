@@ -1,15 +1,20 @@
 //! **PURE.** What seeders have acknowledged of segments that are being uploaded.
 //!
-//! Invariant: a seeder stands for a segment at most once, and every acknowledgement has a number larger
-//! than all before it, so that "everything up to number n is synced" says which ones are.
+//! Invariants: a seeder stands for a segment at most once, and every acknowledgement has a number larger
+//! than all before it, so that "everything up to number n is synced" says which ones are. All that a seeder stands for
+//! and has not synced was acknowledged by one run of it: what an earlier one had not synced, a power cut may have undone.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use swarm_proto::{PeerId, Segment, SegmentId};
 
 /// Entries kept that nobody uses, so that equal segments are not asked for again: about 10 MiB.
 const MOST_UNUSED: usize = 65_536;
+
+/// Which run of a seeder answered; none: it does not say.
+pub(super) type Process = Option<NonZeroU64>;
 
 #[derive(Debug, Clone, Copy)]
 struct Ack {
@@ -30,6 +35,8 @@ struct Seeder {
     synced: u64,
     /// Bytes acknowledged since the last sync began.
     unsynced_bytes: u64,
+    /// Which run answered last.
+    process: Process,
 }
 
 /// See the module.
@@ -42,8 +49,15 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// `peer` holds `segment` and keeps it from `now` on.
-    pub(super) fn acknowledge(&mut self, segment: Segment, peer: PeerId, now: Instant, new_bytes: bool) {
+    /// `peer`, in this run of it, holds `segment` and keeps it from `now` on.
+    pub(super) fn acknowledge(
+        &mut self,
+        segment: Segment,
+        (peer, process): (PeerId, Process),
+        now: Instant,
+        new_bytes: bool,
+    ) {
+        self.hear_of(peer, process);
         self.number += 1;
         let ack = Ack { peer, number: self.number };
         let entry = self.entries.entry(segment.id).or_insert_with(|| {
@@ -132,10 +146,25 @@ impl Ledger {
         self.number
     }
 
-    /// It succeeded.
-    pub(super) fn synced(&mut self, peer: PeerId, covers: u64) {
+    /// It succeeded. False: in another run than it was that acknowledged what it covers, which counts no more.
+    pub(super) fn synced(&mut self, (peer, process): (PeerId, Process), covers: u64) -> bool {
+        if self.hear_of(peer, process) {
+            return false;
+        }
         let seeder = self.seeders.entry(peer).or_default();
         seeder.synced = seeder.synced.max(covers);
+        true
+    }
+
+    /// A seeder answered in this run of it; whether the last answer was of another one.
+    fn hear_of(&mut self, peer: PeerId, process: Process) -> bool {
+        let Some(now) = process else { return false };
+        let before = self.seeders.entry(peer).or_default().process.replace(now);
+        let is_another = before.is_some_and(|before| before != now);
+        if is_another {
+            self.sync_failed(peer);
+        }
+        is_another
     }
 
     /// It failed: the word of `peer` for what was not synced is worth nothing.
@@ -163,15 +192,19 @@ mod tests {
     fn peer(n: u8) -> PeerId {
         PeerId::new([n; 16])
     }
+    /// A seeder that does not say which run it is.
+    fn some(n: u8) -> (PeerId, Process) {
+        (peer(n), None)
+    }
     const HOUR: Duration = Duration::from_secs(3_600);
 
     #[test]
     fn a_seeder_stands_for_a_segment_once() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
         for _ in 0..2 {
-            ledger.acknowledge(segment(1), peer(1), now, true);
+            ledger.acknowledge(segment(1), some(1), now, true);
         }
-        ledger.acknowledge(segment(1), peer(2), now, true);
+        ledger.acknowledge(segment(1), some(2), now, true);
         assert_eq!(ledger.holders(&segment(1).id, now, HOUR), [peer(1), peer(2)]);
         assert!(ledger.holders(&segment(1).id, now + 2 * HOUR, HOUR).is_empty(), "an old word counts for nothing");
         ledger.lost(peer(1), &segment(1).id);
@@ -181,10 +214,10 @@ mod tests {
     #[test]
     fn a_sync_covers_what_came_before_it_and_no_more() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
-        ledger.acknowledge(segment(1), peer(1), now, true);
+        ledger.acknowledge(segment(1), some(1), now, true);
         let covers = ledger.sync_begins(peer(1));
-        ledger.acknowledge(segment(2), peer(1), now, true);
-        ledger.synced(peer(1), covers);
+        ledger.acknowledge(segment(2), some(1), now, true);
+        assert!(ledger.synced(some(1), covers));
         assert!(ledger.unsynced([&segment(1).id]).is_empty());
         assert!(ledger.unsynced([&segment(1).id, &segment(2).id]).contains(&peer(1)));
         ledger.sync_failed(peer(1));
@@ -193,10 +226,32 @@ mod tests {
     }
 
     #[test]
+    fn a_sync_answers_for_what_the_same_run_of_a_seeder_acknowledged_and_no_other() {
+        let runs = [1, 2].map(|n| (peer(1), NonZeroU64::new(n)));
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let holders = |ledger: &Ledger| [1, 2, 3].map(|n| ledger.holders(&segment(n).id, now, HOUR).len());
+        ledger.acknowledge(segment(1), runs[0], now, true);
+        let covers = ledger.sync_begins(peer(1));
+        assert!(ledger.synced(runs[0], covers));
+        ledger.acknowledge(segment(2), runs[0], now, true);
+        ledger.acknowledge(segment(2), some(2), now, true);
+        let covers = ledger.sync_begins(peer(1));
+        assert!(!ledger.synced(runs[1], covers), "it was restarted since");
+        assert_eq!(holders(&ledger), [1, 1, 0], "what was synced stays, and what others have");
+        ledger.acknowledge(segment(2), runs[1], now, false);
+        let covers = ledger.sync_begins(peer(1));
+        assert!(ledger.synced(runs[1], covers));
+        assert_eq!((holders(&ledger), ledger.unsynced([&segment(2).id])), ([1, 2, 0], HashSet::from([peer(2)])));
+        ledger.acknowledge(segment(3), runs[1], now, true);
+        ledger.acknowledge(segment(1), runs[0], now, true);
+        assert_eq!(holders(&ledger), [1, 2, 0], "an acknowledgement says it too");
+    }
+
+    #[test]
     fn only_what_is_needed_is_renewed() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
-        ledger.acknowledge(segment(1), peer(1), now, true);
-        ledger.acknowledge(segment(2), peer(1), now, true);
+        ledger.acknowledge(segment(1), some(1), now, true);
+        ledger.acknowledge(segment(2), some(1), now, true);
         ledger.retain(segment(1).id, now);
         assert!(ledger.due(now, HOUR).is_empty());
         assert_eq!(ledger.due(now + HOUR, HOUR), [(peer(1), vec![segment(1).id])]);
@@ -214,10 +269,10 @@ mod tests {
             bytes[..8].copy_from_slice(&n.to_le_bytes());
             Segment { id: SegmentId::new(bytes), length: 1 }
         };
-        ledger.acknowledge(id(0), peer(1), now, true);
+        ledger.acknowledge(id(0), some(1), now, true);
         ledger.retain(id(0).id, now);
         for n in 1..=MOST_UNUSED + 10 {
-            ledger.acknowledge(id(n), peer(1), now, true);
+            ledger.acknowledge(id(n), some(1), now, true);
         }
         assert_eq!(ledger.holders(&id(0).id, now, HOUR), [peer(1)]);
         assert!(ledger.holders(&id(1).id, now, HOUR).is_empty());
@@ -227,8 +282,8 @@ mod tests {
     #[test]
     fn many_bytes_want_a_sync() {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
-        ledger.acknowledge(segment(1), peer(1), now, true);
-        ledger.acknowledge(segment(2), peer(2), now, false);
+        ledger.acknowledge(segment(1), some(1), now, true);
+        ledger.acknowledge(segment(2), some(2), now, false);
         assert_eq!(ledger.wants_sync(10), [peer(1)]);
         ledger.sync_begins(peer(1));
         assert!(ledger.wants_sync(10).is_empty());

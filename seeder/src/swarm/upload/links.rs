@@ -27,6 +27,8 @@ const FULL_COUNTS: Duration = Duration::from_secs(60);
 pub(super) enum Trouble {
     /// It failed, or could not be reached.
     Failed,
+    /// It could not write out what it took, or not in time: its word is worth nothing for now.
+    Stuck,
     /// It has no room.
     Full,
 }
@@ -35,7 +37,7 @@ impl Trouble {
     /// How long a seeder is left alone.
     fn rest(self) -> Duration {
         match self {
-            Self::Failed => AFTER_FAILURE,
+            Self::Failed | Self::Stuck => AFTER_FAILURE,
             Self::Full => AFTER_FULL,
         }
     }
@@ -43,7 +45,7 @@ impl Trouble {
     /// How long it is remembered, if the seeder is not asked again.
     fn counts(self) -> Duration {
         match self {
-            Self::Failed => AFTER_FAILURE,
+            Self::Failed | Self::Stuck => AFTER_FAILURE,
             Self::Full => FULL_COUNTS,
         }
     }
@@ -117,11 +119,20 @@ impl Links {
 
     /// Who said that it is full.
     pub(super) fn full(&self, now: Instant) -> Vec<PeerId> {
+        self.having(Trouble::Full, now)
+    }
+
+    /// Who could not write out what it took.
+    pub(super) fn stuck(&self, now: Instant) -> Vec<PeerId> {
+        self.having(Trouble::Stuck, now)
+    }
+
+    fn having(&self, wanted: Trouble, now: Instant) -> Vec<PeerId> {
         let troubles = self.troubles.lock();
-        let is_full = |(trouble, at): &(Trouble, Instant)| {
-            *trouble == Trouble::Full && now.saturating_duration_since(*at) < trouble.counts()
+        let has = |(trouble, at): &(Trouble, Instant)| {
+            *trouble == wanted && now.saturating_duration_since(*at) < trouble.counts()
         };
-        troubles.iter().filter(|(_, trouble)| is_full(trouble)).map(|(peer, _)| *peer).collect()
+        troubles.iter().filter(|(_, trouble)| has(trouble)).map(|(peer, _)| *peer).collect()
     }
 
     /// Nobody else is left: give those that failed another try. Whether there are any.

@@ -16,7 +16,7 @@ mod uploader;
 
 pub use file::{Uploaded, upload_file, upload_range, upload_stream};
 pub use shortage::Shortage;
-pub use uploader::{Lease, Piece, Placed, Room, UploadStats, Uploader};
+pub use uploader::{LONGEST_SYNC, Lease, Piece, Placed, Room, UploadStats, Uploader};
 
 use std::sync::Arc;
 use std::time::Duration;

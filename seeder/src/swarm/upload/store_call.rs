@@ -1,5 +1,6 @@
 //! One call of `Store`: header, frames, and a watch on whether anything moves.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use swarm_proto::{PeerId, Segment};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::ledger::Process;
 use crate::serve::MOST_SMALL_BYTES;
 use crate::session::{Session, Talk};
 use crate::store::AckLevel;
@@ -22,11 +24,24 @@ const FRAME_BYTES: usize = 1 << 20;
 /// Segments up to this long are copied together into one frame: a frame costs more than the copy.
 const GATHER_BYTES: usize = 128 * 1024;
 
+/// What one seeder said of all segments of a call.
+#[derive(Debug)]
+pub(super) struct Word {
+    /// Who.
+    pub(super) peer: PeerId,
+    /// Which run of it.
+    pub(super) process: Process,
+    /// For each segment, held or why not.
+    pub(super) outcomes: Vec<v1::StoreOutcome>,
+    /// Why not, in words.
+    pub(super) message: String,
+}
+
 /// What the seeders of one call said.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// What each acknowledged: for each segment, held or why not.
-    Acks(Vec<(PeerId, Vec<v1::StoreOutcome>, String)>),
+    /// What each acknowledged.
+    Acks(Vec<Word>),
     /// The seeder that was called is too busy; nothing is wrong with it.
     Busy(String),
     /// The call failed; it is unknown what any of them has.
@@ -128,12 +143,12 @@ fn words(status: &Status) -> String {
     }
 }
 
-fn read(reply: v1::StoreReply, count: usize) -> Vec<(PeerId, Vec<v1::StoreOutcome>, String)> {
+fn read(reply: v1::StoreReply, count: usize) -> Vec<Word> {
     let acks = reply.acks.into_iter().filter_map(|ack| {
         let peer = PeerId::try_from(&ack.peer_id[..]).ok()?;
         let mut outcomes: Vec<v1::StoreOutcome> = ack.outcomes().collect();
         outcomes.resize(count, v1::StoreOutcome::Unavailable);
-        Some((peer, outcomes, ack.message))
+        Some(Word { peer, process: NonZeroU64::new(ack.process), outcomes, message: ack.message })
     });
     acks.collect()
 }

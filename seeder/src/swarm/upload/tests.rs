@@ -19,6 +19,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 use crate::swarm::PeerAddress;
 
+/// Longest wait for a sync.
+const SYNC: Duration = Duration::from_secs(30);
+
 /// What a seeder does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
@@ -28,6 +31,8 @@ enum Mood {
     /// Takes everything and never answers.
     Hangs,
     SyncFails,
+    /// Takes and touches everything, and does not answer a sync.
+    SyncHangs,
 }
 
 struct State {
@@ -37,6 +42,8 @@ struct State {
     received: AtomicU64,
     touches: AtomicU64,
     syncs: AtomicU64,
+    /// Which run of it this is.
+    process: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -94,6 +101,7 @@ impl Chunks for Seeder {
             peer_id: self.state.id.to_wire(),
             outcomes: outcomes.into_iter().map(Into::into).collect(),
             message: String::new(),
+            process: self.state.process.load(Ordering::SeqCst),
         }];
         if let Some(next) = header.forward.first() {
             let further = v1::StoreHeader { forward: header.forward[1..].to_vec(), ..header.clone() };
@@ -124,13 +132,16 @@ impl Chunks for Seeder {
         self.state.touches.fetch_add(1, Ordering::SeqCst);
         let held = self.state.held.lock();
         let ids = SegmentId::unpack(&request.get_ref().segment_ids).unwrap();
-        Ok(Response::new(v1::TouchReply { stamps: ids.map(|id| u64::from(held.contains_key(&id))).collect() }))
+        let stamps = ids.map(|id| u64::from(held.contains_key(&id))).collect();
+        Ok(Response::new(v1::TouchReply { stamps, process: self.state.process.load(Ordering::SeqCst) }))
     }
     async fn sync(&self, _: Request<v1::SyncRequest>) -> Result<Response<v1::SyncReply>, Status> {
         self.state.syncs.fetch_add(1, Ordering::SeqCst);
-        match *self.state.mood.lock() {
+        let mood = *self.state.mood.lock();
+        match mood {
             Mood::SyncFails => Err(Status::unavailable("disk")),
-            _ => Ok(Response::new(v1::SyncReply {})),
+            Mood::SyncHangs => std::future::pending().await,
+            _ => Ok(Response::new(v1::SyncReply { process: self.state.process.load(Ordering::SeqCst) })),
         }
     }
 }
@@ -221,6 +232,7 @@ async fn swarm(count: u8, change: impl FnOnce(&mut UploadConfig)) -> Swarm {
                 received: AtomicU64::new(0),
                 touches: AtomicU64::new(0),
                 syncs: AtomicU64::new(0),
+                process: AtomicU64::new(1),
             }),
         };
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -442,13 +454,54 @@ async fn a_sync_reaches_each_seeder_once_and_its_failure_is_noticed() {
     let swarm = swarm(2, |_| {}).await;
     let uploaded = put(&swarm, &bytes(600_000, 1)).await.unwrap();
     let ids = uploaded.segment_ids();
-    assert!(swarm.uploader.sync(&ids).await.is_empty());
-    assert!(swarm.uploader.sync(&ids).await.is_empty());
+    assert!(swarm.uploader.sync(&ids, SYNC).await.is_empty());
+    assert!(swarm.uploader.sync(&ids, SYNC).await.is_empty());
     assert!(swarm.seeders.iter().all(|seeder| seeder.state.syncs.load(Ordering::SeqCst) == 1));
     let more = put(&swarm, &bytes(600_000, 2)).await.unwrap().segment_ids();
     swarm.seeders[0].set(Mood::SyncFails);
-    assert_eq!(swarm.uploader.sync(&more).await, more);
-    assert!(swarm.uploader.sync(&ids).await.is_empty(), "what was synced before stays so");
+    assert_eq!(swarm.uploader.sync(&more, SYNC).await, more);
+    assert!(swarm.uploader.sync(&ids, SYNC).await.is_empty(), "what was synced before stays so");
+}
+
+#[tokio::test]
+async fn what_a_seeder_does_not_write_out_in_time_is_sent_to_another_though_it_says_that_it_has_it() {
+    for (mood, wait) in [(Mood::SyncHangs, Duration::from_millis(200)), (Mood::SyncFails, SYNC)] {
+        let swarm = swarm(3, |_| {}).await;
+        let uploaded = put(&swarm, &bytes(10, 1)).await.unwrap();
+        let (ids, segments) = (uploaded.segment_ids(), uploaded.manifest.segments().collect::<Vec<_>>());
+        swarm.seeders[0].set(mood);
+        let began = std::time::Instant::now();
+        assert_eq!(swarm.uploader.sync(&ids, wait).await, ids, "{mood:?}");
+        assert!(began.elapsed() < SYNC);
+        swarm.uploader.confirm(&segments).await.unwrap();
+        assert_eq!(swarm.uploader.short(&ids), [(ids[0], Shortage::OfReplicas)]);
+        let content = async { Some(Bytes::from(bytes(10, 1))) };
+        assert_eq!(swarm.uploader.send_again(segments[0], Box::pin(content)).await.unwrap(), 2);
+        assert_eq!(swarm.seeders[2].holds(&ids), 1);
+        assert!(swarm.uploader.sync(&ids, wait).await.is_empty(), "two have it durably");
+    }
+}
+
+#[tokio::test]
+async fn what_a_seeder_lost_by_a_power_cut_before_it_was_synced_is_noticed_by_the_sync() {
+    let swarm = swarm(2, |_| {}).await;
+    let uploaded = put(&swarm, &bytes(10, 1)).await.unwrap();
+    let (ids, segments) = (uploaded.segment_ids(), uploaded.manifest.segments().collect::<Vec<_>>());
+    let restart = || swarm.seeders[0].state.process.fetch_add(1, Ordering::SeqCst);
+    restart();
+    swarm.seeders[0].state.held.lock().clear();
+    assert_eq!(swarm.uploader.sync(&ids, SYNC).await, ids);
+    swarm.uploader.confirm(&segments).await.unwrap();
+    assert_eq!(swarm.uploader.short(&ids).len(), 1, "it does not have it");
+    let content = async { Some(Bytes::from(bytes(10, 1))) };
+    assert_eq!(swarm.uploader.send_again(segments[0], Box::pin(content)).await.unwrap(), 2);
+    // Where it was killed and lost nothing, it says so.
+    restart();
+    assert_eq!(swarm.uploader.sync(&ids, SYNC).await, ids);
+    let received = swarm.seeders[0].received();
+    swarm.uploader.confirm(&segments).await.unwrap();
+    assert!(swarm.uploader.sync(&ids, SYNC).await.is_empty());
+    assert_eq!((swarm.uploader.short(&ids).len(), swarm.seeders[0].received()), (0, received));
 }
 
 #[tokio::test]
@@ -537,8 +590,30 @@ async fn what_one_took_that_is_away_now_is_sent_again_to_others() {
     swarm.tracker.away.lock().clear();
     eventually_live(&swarm, first).await;
     assert_eq!(swarm.uploader.short(&ids), [], "both have it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_are_asked_for_only_where_somebody_could_take_them() {
+    let swarm = swarm(3, |_| {}).await;
+    let ids = [0, 1, 2].map(|at: usize| swarm.seeders[at].state.id);
+    *swarm.tracker.away.lock() = HashSet::from([ids[1], ids[2]]);
+    let segment = put(&swarm, &bytes(10, 1)).await.unwrap().manifest.segments().next().unwrap();
+    let in_vain =
+        || -> BoxFuture<'static, Option<Bytes>> { Box::pin(async { panic!("they are read and nobody takes them") }) };
+    assert_eq!(swarm.uploader.send_again(segment, in_vain()).await.unwrap(), 1, "the one that is up has it");
+    swarm.uploader.forget(&[segment.id]);
+    assert_eq!(swarm.uploader.send_again(segment, in_vain()).await.unwrap(), 1, "and says so when it is asked");
+    swarm.tracker.away.lock().remove(&ids[1]);
+    swarm.tracker.full.lock().insert(ids[1]);
+    eventually_live(&swarm, ids[1]).await;
+    assert_eq!(swarm.uploader.send_again(segment, in_vain()).await.unwrap(), 1, "the other one is full");
+    swarm.tracker.away.lock().clear();
+    eventually_live(&swarm, ids[2]).await;
     let lost = swarm.uploader.send_again(segment, Box::pin(std::future::ready(None))).await;
     assert!(matches!(lost, Err(UploadError::Read(_))), "{lost:?}");
+    let content = async { Some(Bytes::from(bytes(10, 1))) };
+    assert_eq!(swarm.uploader.send_again(segment, Box::pin(content)).await.unwrap(), 2);
+    assert_eq!(swarm.uploader.send_again(segment, in_vain()).await.unwrap(), 2, "as many as are wanted");
 }
 
 /// Wait until the uploader has heard that a seeder is up.
@@ -556,6 +631,18 @@ async fn what_all_seeders_have_lacks_only_seeders() {
     let ids = put(&swarm, &bytes(10, 1)).await.unwrap().segment_ids();
     assert_eq!(swarm.uploader.short(&ids), [(ids[0], Shortage::OfSeeders)]);
     assert_eq!((swarm.uploader.shortage(3), swarm.uploader.shortage(1)), (Shortage::None, Shortage::OfReplicas));
+}
+
+#[tokio::test]
+async fn what_the_only_seeder_has_lacks_only_seeders_and_what_one_of_two_has_lacks_a_replica() {
+    let alone = swarm(1, |_| {}).await;
+    assert_eq!(alone.uploader.shortage(1), Shortage::OfReplicas, "as long as nobody has asked how many there are");
+    let ids = put(&alone, &bytes(10, 1)).await.unwrap().segment_ids();
+    assert_eq!(alone.uploader.short(&ids), [(ids[0], Shortage::OfSeeders)]);
+    let two = swarm(2, |_| {}).await;
+    two.tracker.away.lock().insert(two.seeders[1].state.id);
+    let ids = put(&two, &bytes(10, 1)).await.unwrap().segment_ids();
+    assert_eq!(two.uploader.short(&ids), [(ids[0], Shortage::OfReplicas)]);
 }
 
 #[tokio::test]

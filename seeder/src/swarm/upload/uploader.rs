@@ -1,22 +1,27 @@
 //! The uploader: takes hashed segments, batches them, and says who holds them.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use swarm_proto::v1::chunks_client::ChunksClient;
 use swarm_proto::{ChunkTree, PeerId, Segment, SegmentId, v1};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::transport::Channel;
 
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
 use super::shortage::Lately;
 use super::{KnownSeeder, Placer, SeederState, UploadConfig, UploadError};
 use crate::swarm::PeerAddress;
+use crate::tracker_client::innermost;
 
 /// Unit in which [`Room`] is counted, so that a semaphore of `u32` permits can bound any memory.
 const ROOM_UNIT_BYTES: u64 = 1024;
@@ -32,8 +37,8 @@ const BATCHES: usize = 8;
 const READERS: usize = 16;
 /// How long the list of seeders is believed.
 const SEEDERS_AGE: Duration = Duration::from_secs(2);
-/// Longest wait for a sync: a seeder may have gigabytes to write out.
-const SYNC: Duration = Duration::from_secs(120);
+/// Longest wait for a sync where nobody is in a hurry: a seeder may have gigabytes to write out.
+pub const LONGEST_SYNC: Duration = Duration::from_secs(120);
 /// Longest wait for a touch.
 pub(super) const TOUCH: Duration = Duration::from_secs(10);
 /// Most segments of one touch.
@@ -229,10 +234,12 @@ impl Uploader {
 
     /// Raise all that seeders acknowledged of these segments to the fsync level; returns those that too
     /// few seeders hold at it, to be placed again.
-    pub async fn sync(&self, ids: &[SegmentId]) -> Vec<SegmentId> {
+    ///
+    /// Cost: `wait` at most for the seeders; one that takes longer counts as one that failed.
+    pub async fn sync(&self, ids: &[SegmentId], wait: Duration) -> Vec<SegmentId> {
         let inner = &self.inner;
         let peers = inner.ledger.lock().unsynced(ids);
-        futures::future::join_all(peers.into_iter().map(|peer| inner.sync_peer(peer, ids))).await;
+        futures::future::join_all(peers.into_iter().map(|peer| inner.sync_peer(peer, ids, wait))).await;
         let need = inner.need_now().await;
         let (ledger, now) = (inner.ledger.lock(), Instant::now());
         ids.iter().filter(|id| ledger.holders(id, now, inner.config.keep).len() < need).copied().collect()
@@ -336,6 +343,11 @@ impl Inner {
         (self.config.min_replicas as usize).min(seeders).max(1)
     }
 
+    /// Replicas that are wanted of a segment, where `seeders` are up.
+    pub(super) fn want(&self, seeders: usize) -> usize {
+        (self.config.replicas as usize).min(seeders).max(self.need(seeders))
+    }
+
     async fn need_now(&self) -> usize {
         match self.seeders().await {
             Ok(seeders) => self.need(seeders.len()),
@@ -343,36 +355,47 @@ impl Inner {
         }
     }
 
-    /// Have one seeder raise what it acknowledged to the fsync level, unless that is so already.
-    pub(super) async fn sync_peer(&self, peer: PeerId, ids: &[SegmentId]) {
-        let Some((mut client, syncing)) = self.links.known(peer) else {
+    /// Have one seeder raise what it acknowledged to the fsync level within `wait`, unless that is so already.
+    pub(super) async fn sync_peer(&self, peer: PeerId, ids: &[SegmentId], wait: Duration) {
+        let Some((client, syncing)) = self.links.known(peer) else {
             return self.ledger.lock().sync_failed(peer);
         };
+        let failed = tokio::select! {
+            ended = tokio::time::timeout(wait, self.sync_in_turn(peer, ids, client, &syncing)) => match ended {
+                Ok(Ok(())) => return,
+                // What it answered. Where the connection broke, its new process may have it all.
+                Ok(Err(status)) if std::error::Error::source(&status).is_none() => (Trouble::Stuck, innermost(&status)),
+                Ok(Err(status)) => (Trouble::Failed, innermost(&status)),
+                Err(_) => (Trouble::Stuck, format!("no answer within {wait:?}")),
+            },
+            () = self.stop.cancelled() => (Trouble::Failed, "stopping".to_owned()),
+        };
+        let (trouble, reason) = failed;
+        tracing::warn!(%peer, reason, "sync a seeder");
+        self.ledger.lock().sync_failed(peer);
+        self.links.avoid(peer, trouble, Instant::now());
+    }
+
+    async fn sync_in_turn(
+        &self,
+        peer: PeerId,
+        ids: &[SegmentId],
+        mut client: ChunksClient<Channel>,
+        syncing: &tokio::sync::Mutex<()>,
+    ) -> Result<(), Status> {
         let _one_at_a_time = syncing.lock().await;
         let covers = {
             let mut ledger = self.ledger.lock();
             if !ids.is_empty() && !ledger.unsynced(ids).contains(&peer) {
-                return;
+                return Ok(());
             }
             ledger.sync_begins(peer)
         };
-        let failed = tokio::select! {
-            answered = tokio::time::timeout(SYNC, client.sync(v1::SyncRequest {})) => match answered {
-                Ok(Ok(_)) => None,
-                Ok(Err(status)) => Some(crate::tracker_client::innermost(&status)),
-                Err(_) => Some(format!("no answer within {SYNC:?}")),
-            },
-            () = self.stop.cancelled() => Some("stopping".to_owned()),
-        };
-        let mut ledger = self.ledger.lock();
-        match failed {
-            None => ledger.synced(peer, covers),
-            Some(reason) => {
-                tracing::warn!(%peer, reason, "sync a seeder");
-                ledger.sync_failed(peer);
-                self.links.avoid(peer, Trouble::Failed, Instant::now());
-            }
+        let reply = client.sync(v1::SyncRequest {}).await?.into_inner();
+        if !self.ledger.lock().synced((peer, NonZeroU64::new(reply.process)), covers) {
+            tracing::warn!(%peer, "sync a seeder: it was restarted since it took what it was to write out");
         }
+        Ok(())
     }
 
     /// After new acknowledgements: have seeders that took much write it out meanwhile.
@@ -380,7 +403,7 @@ impl Inner {
         let Some(bytes) = self.config.sync_every_bytes else { return };
         for peer in self.ledger.lock().wants_sync(bytes) {
             let inner = self.clone();
-            self.tasks.spawn(async move { inner.sync_peer(peer, &[]).await });
+            self.tasks.spawn(async move { inner.sync_peer(peer, &[], LONGEST_SYNC).await });
         }
     }
 }

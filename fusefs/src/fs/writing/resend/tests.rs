@@ -58,12 +58,12 @@ async fn what_too_few_seeders_took_is_sent_to_the_next_one_from_this_machine() {
     // Nobody who has it answers.
     bench.swarm.stuck.store(true, Ordering::SeqCst);
     assert!(!pay(&bench).await, "there is nobody to send it to");
-    let before = outbox.again.lock().len();
+    let before = outbox.asked_again.load(Ordering::SeqCst);
     assert!(!pay(&bench).await);
-    assert_eq!(outbox.again.lock().len(), before, "and nobody else is tried");
+    assert_eq!(outbox.asked_again.load(Ordering::SeqCst), before, "and nobody else is tried");
     set(&outbox, 2, 2, 2);
     assert!(pay(&bench).await);
-    let mut sent = outbox.again.lock()[before..].to_vec();
+    let mut sent = outbox.again.lock().clone();
     sent.sort();
     assert_eq!(sent, ["one ", "two"]);
     assert_eq!((bench.fs.owed(), kept(folder.path())), (Sum::default(), 0));
@@ -103,6 +103,63 @@ async fn while_all_seeders_are_up_nothing_is_written_and_one_that_joins_is_sent_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_read_or_sent_when_a_seeder_goes_away() {
+    let (bench, outbox, _folder) = one_of_two_is_up(4).await;
+    set(&outbox, 2, 3, 3);
+    file(&bench, b"one two").await;
+    assert!(!pay(&bench).await, "there is nobody to send it to");
+    let before = outbox.asked_again.load(Ordering::SeqCst);
+    set(&outbox, 1, 3, 3);
+    assert!(!pay(&bench).await);
+    assert_eq!(outbox.asked_again.load(Ordering::SeqCst), before);
+    assert_eq!(bench.fs.owed(), Sum { files: 1, bytes: 7 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_debt_of_which_nothing_can_be_sent_is_soon_left_for_the_next_one() {
+    let (bench, outbox, _folder) = one_of_two_is_up(4).await;
+    let bytes: Vec<u8> = (0..100u32).flat_map(u32::to_be_bytes).collect();
+    file(&bench, &bytes).await;
+    set(&outbox, 2, 2, 2);
+    outbox.failing.store(true, Ordering::SeqCst);
+    assert!(!pay(&bench).await);
+    let asked = outbox.asked_again.load(Ordering::SeqCst);
+    assert!((1..=SEGMENTS_IN_VAIN_MOST + AT_ONCE).contains(&asked), "{asked} segments were tried");
+    outbox.failing.store(false, Ordering::SeqCst);
+    assert!(pay(&bench).await);
+    assert_eq!((outbox.again.lock().len(), bench.fs.owed()), (100, Sum::default()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_is_where_it_was_sent_from_though_the_file_had_it_elsewhere_before() {
+    let (bench, outbox, folder) = one_of_two_is_up(4).await;
+    set(&outbox, 2, 2, 2);
+    let inode = file(&bench, b"sameelse").await;
+    set(&outbox, 1, 2, 2);
+    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    bench.fs.write(inode, At::Offset(4), b"same", 0).unwrap();
+    bench.fs.flush(inode).await.unwrap();
+    bench.fs.release(handle);
+    assert_eq!((bench.fs.owed(), kept(folder.path())), (Sum { files: 1, bytes: 4 }, 1));
+    // Nobody who has it answers.
+    bench.swarm.stuck.store(true, Ordering::SeqCst);
+    set(&outbox, 2, 2, 2);
+    assert!(pay(&bench).await);
+    assert_eq!(*outbox.again.lock(), ["same"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_to_read_a_segment_begins_when_there_is_memory_for_it() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    set(&outbox, 2, 2, 3);
+    file(&bench, b"one two").await;
+    set(&outbox, 3, 3, 3);
+    assert!(pay(&bench).await);
+    let (until, granted) = (bench.swarm.read_until.lock().unwrap(), outbox.granted.lock().unwrap());
+    assert!(until >= granted + READ);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_is_tried_again_and_stays_owed() {
     let (bench, outbox, folder) = one_of_two_is_up(1 << 20).await;
     file(&bench, b"one two").await;
@@ -113,6 +170,27 @@ async fn what_fails_is_tried_again_and_stays_owed() {
     outbox.failing.store(false, Ordering::SeqCst);
     assert!(pay(&bench).await);
     assert_eq!(kept(folder.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_fsync_sends_to_others_what_a_seeder_does_not_write_out_in_time() {
+    for closed in [true, false] {
+        let short = |writing| Writing { timeout: Duration::from_secs(2), ..writing };
+        let (bench, outbox, _folder) = Bench::writing_with(1 << 20, short).await;
+        let inode = bench.swarm.make(ROOT, "file", Kind::File);
+        bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
+        bench.fs.open_to_write(inode, false).await.unwrap();
+        bench.fs.write(inode, At::Offset(0), b"bytes", 0).unwrap();
+        if closed {
+            bench.fs.flush(inode).await.unwrap();
+        }
+        outbox.hangs.store(true, Ordering::SeqCst);
+        let began = Instant::now();
+        assert_eq!(bench.fs.sync(inode).await, Ok(()), "closed: {closed}");
+        assert!(began.elapsed() < Duration::from_millis(1_900), "within the time that a save may take");
+        assert_eq!(outbox.sends.load(Ordering::SeqCst) + outbox.again.lock().len(), 2, "it was sent to others");
+        assert_eq!(outbox.synced.lock().len(), 1, "they have it durably");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
