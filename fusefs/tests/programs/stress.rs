@@ -40,7 +40,8 @@ fn no_stressor_of_file_systems_finds_a_failure() {
     if only_in_soak("stress-ng, all stressors of the class filesystem") {
         return;
     }
-    let place = Place::one();
+    // One of them stores attributes.
+    let place = Place::one_with(&["--xattr"]);
     let listed = listed("Programs");
     let names = stressors();
     assert!(names.len() >= 40, "this stress-ng has {} stressors of file systems", names.len());
