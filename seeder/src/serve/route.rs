@@ -48,7 +48,7 @@ const MOST_STORES: (usize, usize) = (96, 64);
 /// Streams of small segments at once, and of one address. Whoever has none makes calls of Store. One can make us hold
 /// 8 MiB: the requests that are answered at once, one that is half here, and its window.
 const MOST_STREAMS: (usize, usize) = (256, 64);
-/// Bytes of one request of such a stream: its segments, and a header of 1,024 of them, of 42 bytes each.
+/// Bytes of one request of such a stream: its segments, and a header of 1,024 of them, some 40 bytes each.
 const MOST_SMALL_REQUEST_BYTES: usize = MOST_SMALL_BYTES + 64 * 1024;
 /// Longest life of a call that is neither Fetch nor Store: a Sync waits for a slow disk, and the uploader for
 /// it a little longer than this.
