@@ -1,10 +1,12 @@
 //! The words of Swarmfs: messages, services, content ids and the arithmetic on them.
 //!
 //! Everything that two programs must agree on lives here, and nothing else: no I/O on content, no
-//! policy. Three rooms at the end serve the daemons alike: [`settings`] (one way to be configured),
-//! [`admin`] (one way to be observed and stopped) and [`journal`] (one way to write ahead of a database).
+//! policy. Five rooms serve the daemons alike: [`settings`] (one way to be configured), [`admin`] (one way to be
+//! observed and stopped), [`journal`] (one way to write ahead of a database), [`answering`] and [`seats`] (one way to
+//! answer streams of small requests, and to bound how many there are).
 
 pub mod admin;
+pub mod answering;
 pub mod convert;
 pub mod fault;
 pub mod id;
@@ -13,6 +15,7 @@ pub mod manifest;
 pub mod meant;
 pub mod presence;
 pub mod range;
+pub mod seats;
 pub mod settings;
 pub mod tree;
 
@@ -52,6 +55,11 @@ pub const MAX_RUN_CHUNKS: u32 = 64;
 /// tonic reserves the length that a message declares before any of it came, so this bounds the memory
 /// that one stream of a hostile peer can claim.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Largest request of a stream of changes; a larger one goes by a call.
+///
+/// Shape: what changes one name is a few hundred bytes; an extended attribute has up to 64 KiB.
+pub const MAX_STREAMED_CHANGE_BYTES: usize = 128 * 1024;
 
 /// Length at which a publisher cuts unless told otherwise.
 pub const DEFAULT_SEGMENT_BYTES: u32 = 4 * 1024 * 1024;

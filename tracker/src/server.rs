@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_proto::admin::{self, Readiness};
-use swarm_proto::v1::catalog_server::CatalogServer;
 use swarm_proto::v1::holders_server::HoldersServer;
 use swarm_proto::{BootId, MAX_MESSAGE_BYTES, meant, v1};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -19,7 +18,7 @@ use crate::capacity::SwarmCapacity;
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::census::Census;
 use crate::config::{AdminListen, TrackerConfig};
-use crate::grpc::catalog::CatalogService;
+use crate::grpc::catalog::{CatalogRoute, CatalogService};
 use crate::grpc::desk::Desk;
 use crate::grpc::holders::HoldersService;
 use crate::grpc::observe::ObserveLayer;
@@ -186,10 +185,7 @@ impl Tracker {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let capacity = SwarmCapacity { soft: self.soft.clone(), catalog: self.catalog.clone() };
         let service = CatalogService::new(self.catalog.clone(), Arc::new(capacity));
-        let service = service.counted(metrics.clone()).until(stop.clone());
-        let catalog = CatalogServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let catalog = CatalogRoute::new(service.counted(metrics.clone()).until(stop.clone(), calls.clone()));
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)

@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
-const METHODS: [&str; 23] = [
+const METHODS: [&str; 24] = [
     "swarm.v1.Holders/Announce",
     "swarm.v1.Holders/Locate",
     "swarm.v1.Holders/Place",
@@ -39,6 +39,7 @@ const METHODS: [&str; 23] = [
     "swarm.v1.Catalog/GetManifests",
     "swarm.v1.Catalog/PutManifest",
     "swarm.v1.Catalog/Mutate",
+    "swarm.v1.Catalog/MutateStream",
     "swarm.v1.Catalog/StatFs",
     "swarm.v1.Catalog/Import",
     "swarm.v1.Catalog/Watch",

@@ -18,7 +18,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::seats::{Seat, Seats};
+use swarm_proto::seats::{Seat, Seats};
 
 /// Connections in all: 28 KiB each when idle, so 112 MiB.
 const MOST_CONNECTIONS: usize = 4096;

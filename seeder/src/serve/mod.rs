@@ -13,7 +13,6 @@ mod lend;
 mod listener;
 mod receive;
 mod route;
-mod seats;
 mod small;
 
 pub use counters::Counters;
@@ -25,6 +24,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use swarm_proto::seats::Seat;
 use swarm_proto::v1::chunks_server::Chunks as ChunksCalls;
 use swarm_proto::v1::chunks_server::SERVICE_NAME;
 use swarm_proto::{MAX_MESSAGE_BYTES, PeerId, convert, v1};
@@ -40,7 +40,6 @@ use forward::Forward;
 use gate::Gate;
 use listener::Remote;
 use route::Route;
-use seats::Seat;
 use small::Small;
 
 /// HTTP/2 window of one stream that brings us data (Store; what Fetch sends is the asker's to bound).
@@ -74,6 +73,8 @@ pub(crate) struct Chunks<S> {
     gate: Arc<Gate>,
     forward: Forward,
     counters: Counters,
+    /// Where streams run.
+    tasks: TaskTracker,
     /// No new requests from then on.
     stopping: CancellationToken,
 }
@@ -93,8 +94,9 @@ pub async fn serve<S: ChunkStore>(
 ) -> Served {
     let gate = Gate::open(config.upload_limit, tasks, &stop);
     let forward = Forward::new(tasks.clone(), stop.clone());
-    let (me, process, stopping) = (config.me, rand::random::<u64>().max(1), stop_accepting.clone());
-    let chunks = Arc::new(Chunks { me, process, store, gate, forward, counters, stopping });
+    let (tasks_of_streams, stopping) = (tasks.clone(), stop_accepting.clone());
+    let (me, process) = (config.me, rand::random::<u64>().max(1));
+    let chunks = Arc::new(Chunks { me, process, store, gate, forward, counters, tasks: tasks_of_streams, stopping });
     if let Ok(address) = listener.local_addr()
         && chunks.store.holding() == Holding::Replica
     {
@@ -209,7 +211,8 @@ impl<S: ChunkStore> ChunksCalls for Chunks<S> {
         let seat = request.extensions().get::<Arc<Seat>>().cloned();
         let (me, process) = (self.me, self.process);
         let small = Small { me, process, sink: self.sink()?, counters: self.counters.clone() };
-        Ok(Response::new(small.answer_all(request.into_inner(), seat, self.stopping.clone()).boxed()))
+        let (tasks, stop) = (self.tasks.clone(), self.stopping.clone());
+        Ok(Response::new(small.answer_all(request.into_inner(), seat, tasks, stop).boxed()))
     }
 
     async fn touch(&self, request: Request<v1::TouchRequest>) -> Result<Response<v1::TouchReply>, Status> {

@@ -23,7 +23,7 @@ const PROGRESS_BYTES: u64 = 256 * 1024;
 /// Longest wait for the sink to make segments durable; disks that sync 64 MiB slower are broken.
 const COMMIT_WAIT: Duration = Duration::from_secs(60);
 /// Segments of one call.
-const MOST_SEGMENTS: u64 = 1_024;
+pub(super) const MOST_SEGMENTS: u64 = 1_024;
 /// Bytes of one call.
 const MOST_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of one data frame.

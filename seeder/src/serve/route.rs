@@ -19,6 +19,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
 use prost::Message;
+use swarm_proto::seats::{Seat, Seats};
 use swarm_proto::v1;
 use swarm_proto::v1::chunks_server::{ChunksServer, SERVICE_NAME};
 use tonic::Status;
@@ -30,7 +31,7 @@ use super::counters::Counters;
 use super::fetch::{Answer, outcome};
 use super::listener::Remote;
 use super::receive::MOST_FRAME_BYTES;
-use super::seats::{Seat, Seats};
+use super::small::MOST_SMALL_BYTES;
 use crate::grpc;
 use crate::store::ChunkStore;
 
@@ -44,9 +45,11 @@ const MOST_LISTS: (usize, usize) = (256, 64);
 /// Calls of Store at once, and of one address. A put makes up to 16, and each is passed on. A call can
 /// make us hold 9 MiB: its window, a frame, and what waits to be passed on.
 const MOST_STORES: (usize, usize) = (96, 64);
-/// Streams of small segments at once, and of one address. Whoever has none makes calls of Store. One can make us hold as
-/// many requests as are answered at once, 2 MiB in all.
+/// Streams of small segments at once, and of one address. Whoever has none makes calls of Store. One can make us hold
+/// 8 MiB: the requests that are answered at once, one that is half here, and its window.
 const MOST_STREAMS: (usize, usize) = (256, 64);
+/// Bytes of one request of such a stream: its segments, and a header of 1,024 of them, some 40 bytes each.
+const MOST_SMALL_REQUEST_BYTES: usize = MOST_SMALL_BYTES + 64 * 1024;
 /// Longest life of a call that is neither Fetch nor Store: a Sync waits for a slow disk, and the uploader for
 /// it a little longer than this.
 const LIST_WAIT: Duration = Duration::from_secs(110);
@@ -60,6 +63,7 @@ pub(crate) struct Route<S: ChunkStore> {
     chunks: Arc<Chunks<S>>,
     lists: Lists<S>,
     stores: Lists<S>,
+    streams: Lists<S>,
     lists_seats: Seats,
     stores_seats: Seats,
     streams_seats: Seats,
@@ -70,6 +74,7 @@ impl<S: ChunkStore> Route<S> {
         let server = ChunksServer::from_arc(Arc::clone(&chunks));
         Self {
             lists: server.clone().max_decoding_message_size(MOST_LIST_BYTES),
+            streams: server.clone().max_decoding_message_size(MOST_SMALL_REQUEST_BYTES),
             stores: server.max_decoding_message_size(MOST_FRAME_BYTES + MOST_LIST_BYTES),
             lists_seats: Seats::new(MOST_LISTS.0, MOST_LISTS.1),
             stores_seats: Seats::new(MOST_STORES.0, MOST_STORES.1),
@@ -85,6 +90,7 @@ impl<S: ChunkStore> Clone for Route<S> {
             chunks: Arc::clone(&self.chunks),
             lists: self.lists.clone(),
             stores: self.stores.clone(),
+            streams: self.streams.clone(),
             lists_seats: self.lists_seats.clone(),
             stores_seats: self.stores_seats.clone(),
             streams_seats: self.streams_seats.clone(),
@@ -118,9 +124,9 @@ impl<S: ChunkStore> tonic::codegen::Service<Request<Body>> for Route<S> {
                 let Some(seat) = take(&self.streams_seats, &request) else {
                     return Box::pin(std::future::ready(Ok(busy().into_http())));
                 };
-                // It keeps its seat as long as the stream lives, not only until the answer begins.
+                // It keeps its seat as long as requests are read and answered, not only until the answer begins.
                 request.extensions_mut().insert(Arc::new(seat));
-                tonic::codegen::Service::call(&mut self.lists, request)
+                tonic::codegen::Service::call(&mut self.streams, request)
             }
             _ => {
                 let call = bounded(&self.lists_seats, &mut self.lists, request);

@@ -3,23 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
+use swarm_proto::answering::Answering;
 use swarm_proto::convert::within;
+use swarm_proto::seats::Seat;
 use swarm_proto::{PeerId, v1};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
 use super::counters::Counters;
 use super::receive::{self, Header, Incoming};
-use super::seats::Seat;
 use crate::store::ReplicaSink;
 
 /// Bytes of segments in one request.
 pub(crate) const MOST_SMALL_BYTES: usize = 128 * 1024;
-/// Requests of one stream that are being answered; more wait on the wire.
+/// Requests of one stream that are being answered, or whose answers were not taken; more wait on the wire.
 const AT_ONCE: usize = 16;
-/// Longest silence of a stream: its seat is for others then.
+/// Longest time that a stream may be without a whole request: its seat is for others then.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Answers such requests.
@@ -32,21 +33,17 @@ pub(super) struct Small {
 }
 
 impl Small {
-    /// An answer to each request, as they are ready. Nothing is read any more after `stop`; what has come is answered.
+    /// An answer to each request, as they are ready. Nothing is read any more after `stop`; what was read is answered.
     pub(super) fn answer_all(
         self,
         requests: Streaming<v1::StoreSmallRequest>,
         seat: Option<Arc<Seat>>,
+        tasks: TaskTracker,
         stop: CancellationToken,
-    ) -> impl Stream<Item = Result<v1::StoreSmallAnswer, Status>> + Send {
-        let come = futures::stream::unfold((requests, seat), |(mut requests, seat)| async move {
-            let next = timeout(SILENCE, requests.message()).await.ok()?.transpose()?;
-            Some((next, (requests, seat)))
-        });
-        let each = move |request: Result<v1::StoreSmallRequest, Status>| {
+    ) -> impl Stream<Item = Result<v1::StoreSmallAnswer, Status>> + Send + 'static {
+        let each = move |request: v1::StoreSmallRequest| {
             let small = self.clone();
             async move {
-                let request = request?;
                 let number = request.number;
                 let stored = small.store(request).await;
                 small.counters.answered("store", &stored);
@@ -56,7 +53,7 @@ impl Small {
                 })
             }
         };
-        come.take_until(stop.cancelled_owned()).map(each).buffer_unordered(AT_ONCE)
+        Answering { at_once: AT_ONCE, silence: SILENCE, stop, tasks }.start(requests, seat, each)
     }
 
     async fn store(&self, request: v1::StoreSmallRequest) -> Result<v1::StoreAck, Status> {

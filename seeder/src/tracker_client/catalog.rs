@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use prost::Message;
 use swarm_proto::manifest::{INLINE_BYTES, MAX_EXTENTS, PAGE_BYTES, digest_of};
 use swarm_proto::v1::{self, Fault};
-use swarm_proto::{InodeNumber, Manifest, ManifestDigest, RequestId, Revision, fault};
-use tonic::{Response, Status, Streaming};
+use swarm_proto::{InodeNumber, MAX_STREAMED_CHANGE_BYTES, Manifest, ManifestDigest, RequestId, Revision, fault};
+use tonic::{Code, Response, Status, Streaming};
 
 use super::{BULK_ATTEMPT, Shared, TrackerClient, TrackerError, catalog_client, refusal};
 use crate::session::Talk;
@@ -339,13 +340,16 @@ impl TrackerClient {
 
     async fn stream_or_call(&self, index: usize, request: &v1::MutateRequest) -> Result<v1::MutateReply, Status> {
         let Shared { sessions, meant, .. } = &*self.shared;
-        // A stream is of one swarm from its beginning.
-        if meant.is_bound() {
+        // A stream is of one swarm from its beginning, and takes small messages only.
+        if meant.is_bound() && request.encoded_len() <= MAX_STREAMED_CHANGE_BYTES {
             let mut client = catalog_client(self.line(index));
             let open = |requests| async move { client.mutate_stream(requests).await };
             let session = &sessions[index % sessions.len()];
-            if let Some(Ok(answer)) = session.ask(request.request_id.clone(), || request.clone(), open).await {
-                return answer;
+            match session.ask(request.request_id.clone(), || request.clone(), open).await {
+                // Perhaps streams have too much to do there. The call is the same request, and says what is wrong.
+                Some(Ok(Err(status))) if status.code() == Code::Unavailable => {}
+                Some(Ok(answer)) => return answer,
+                _ => {}
             }
         }
         catalog_client(self.line(index)).mutate(request.clone()).await.map(Response::into_inner)
@@ -444,3 +448,6 @@ impl TrackerClient {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

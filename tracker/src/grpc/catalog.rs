@@ -1,13 +1,14 @@
 //! The `Catalog` service: names and manifests.
 //!
 //! Checks and converts messages; all meaning lies in [`crate::catalog`] and [`crate::namespace`]. No call
-//! waits for ever: reads wait at most [`CATCH_UP`](crate::catalog::CATCH_UP) for their revision, an incoming
-//! stream that is silent for [`SILENCE`] is cut.
+//! waits for ever: reads wait at most [`CATCH_UP`](crate::catalog::CATCH_UP) for their revision, an upload that
+//! is silent for [`SILENCE`] is cut. A stream of changes ends by a time of its own, in `changes`.
 
 mod changes;
 mod convert;
 mod manifests;
 mod read;
+mod route;
 mod transfer;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ use futures::{Stream, StreamExt};
 use swarm_proto::v1::{self, catalog_server};
 use swarm_proto::{Fault, Revision, fault};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::catalog::{CapacitySource, Catalog};
@@ -28,7 +30,9 @@ use crate::metrics::Metrics;
 use crate::namespace::Refusal;
 use crate::store::StoreError;
 
-/// Longest silence of a stream that a client sends.
+pub use route::CatalogRoute;
+
+/// Longest silence of an upload.
 const SILENCE: Duration = Duration::from_secs(30);
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -41,6 +45,7 @@ pub struct CatalogService {
     capacity: Arc<dyn CapacitySource>,
     uploads: Arc<tokio::sync::Semaphore>,
     streamed: changes::Desk,
+    tasks: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -48,11 +53,11 @@ pub struct CatalogService {
 const UPLOADS: usize = 16;
 
 impl CatalogService {
-    /// Serve a catalog; wrap it in [`catalog_server::CatalogServer`].
+    /// Serve a catalog; wrap it in [`CatalogRoute`].
     pub fn new(catalog: Arc<Catalog>, capacity: Arc<dyn CapacitySource>) -> Self {
         let uploads = Arc::new(tokio::sync::Semaphore::new(UPLOADS));
         let streamed = changes::Desk::new(catalog.clone());
-        Self { catalog, capacity, uploads, streamed, stop: CancellationToken::new() }
+        Self { catalog, capacity, uploads, streamed, tasks: TaskTracker::new(), stop: CancellationToken::new() }
     }
 
     /// Count changes that come over a stream like calls.
@@ -60,9 +65,9 @@ impl CatalogService {
         Self { streamed: self.streamed.counted(metrics), ..self }
     }
 
-    /// End the streams of watchers at `stop`: they would go on for ever.
-    pub fn until(self, stop: CancellationToken) -> Self {
-        Self { stop, ..self }
+    /// Run streams of changes in `tasks`, and end them and those of watchers at `stop`: they would go on for ever.
+    pub fn until(self, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { stop, tasks, ..self }
     }
 
     /// A place among the uploads; waits for one as long as a stream may be silent.
@@ -137,9 +142,9 @@ impl catalog_server::Catalog for CatalogService {
     }
 
     async fn mutate_stream(&self, request: Request<Streaming<v1::MutateRequest>>) -> Reply<Self::MutateStreamStream> {
-        // What has come is answered.
-        let requests = request.into_inner().take_until(self.stop.clone().cancelled_owned());
-        Ok(Response::new(Box::pin(self.streamed.answer_all(requests))))
+        let seat = self.streamed.seat(request.remote_addr().map(|address| address.ip()))?;
+        let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+        Ok(Response::new(Box::pin(self.streamed.answer_all(request.into_inner(), seat, tasks, stop))))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {

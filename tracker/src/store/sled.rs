@@ -1,8 +1,8 @@
 //! The embedded store: a sled tree, and journals of what it does not have yet.
 //!
 //! A commit is one write to a journal and an entry in a table in memory; a task takes the table to sled, many
-//! commits at once. Two levels: a commit survives a kill -9 when it returns; [`Store::sync`], and that task,
-//! make it survive a power cut.
+//! commits at once. Two levels: a commit survives a kill -9 when it returns; [`Store::sync`], and a task that calls
+//! it, make it survive a power cut.
 //!
 //! Invariant: each commit that returned is in the database or in a journal that is there; a journal goes once
 //! the database has synced all of it. A table is written under the `commits` lock only.
@@ -28,12 +28,12 @@ mod table;
 mod tests;
 
 use std::fs::{self, File};
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -41,6 +41,7 @@ use futures::future::{BoxFuture, ready};
 use parking_lot::{Mutex, RwLock};
 use swarm_proto::Revision;
 use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -79,7 +80,8 @@ struct Inner {
     settling: Mutex<()>,
     /// There is much to take to sled.
     much: Arc<Notify>,
-    /// Held while journals are synced: who comes meanwhile finds it done.
+    /// Held while journals are synced: who comes meanwhile finds it done, or `lost`, and never hears of a file what the
+    /// kernel says once it has told another that pages are lost.
     syncing: Mutex<()>,
     /// Newest revision that survives a power cut.
     synced: AtomicU64,
@@ -116,6 +118,7 @@ impl SledStore {
     pub async fn open(folder: &Path, tasks: &TaskTracker, stop: CancellationToken) -> Result<Self, StoreError> {
         let folder = folder.to_owned();
         let inner = Arc::new(blocking(move || Inner::open(folder)).await?);
+        tasks.spawn(sync_behind(Arc::downgrade(&inner), stop.clone()));
         tasks.spawn(settle_behind(Arc::downgrade(&inner), inner.much.clone(), stop));
         Ok(Self { inner })
     }
@@ -147,34 +150,42 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreEr
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 
-async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: CancellationToken) {
-    let mut stopping = false;
-    let mut settled = Instant::now();
-    while !stopping {
-        let mut due = false;
-        tokio::select! {
-            () = stop.cancelled() => stopping = true,
-            () = much.notified() => due = true,
-            () = tokio::time::sleep(SYNC_EVERY) => due = settled.elapsed() >= SETTLE_EVERY,
-        }
-        // Holds the store only while it works, so that a store that nobody has any more is closed.
-        let Some(inner) = inner.upgrade() else { return };
-        let working = inner.clone();
-        let worked = match due || stopping {
-            true => {
-                settled = Instant::now();
-                blocking(move || working.settle()).await
-            }
-            false => blocking(move || working.sync()).await,
-        };
-        match worked {
-            Ok(()) => {}
-            Err(error) if inner.lost.get().is_some() => {
-                return tracing::error!(%error, "bring commits to the disk");
-            }
-            Err(error) => tracing::warn!(%error, "bring commits to the disk; tried again"),
+/// Beside [`settle_behind`], which may take long: a power cut undoes no more meanwhile.
+async fn sync_behind(inner: Weak<Inner>, stop: CancellationToken) {
+    while timeout(SYNC_EVERY, stop.cancelled()).await.is_err() {
+        if work_behind(&inner, Inner::sync).await.is_break() {
+            return;
         }
     }
+}
+
+async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: CancellationToken) {
+    let mut stopping = false;
+    while !stopping {
+        tokio::select! {
+            () = stop.cancelled() => stopping = true,
+            () = much.notified() => {}
+            () = sleep(SETTLE_EVERY) => {}
+        }
+        if work_behind(&inner, Inner::settle).await.is_break() {
+            return;
+        }
+    }
+}
+
+/// Holds the store only while it works, so that a store that nobody has any more is closed. Whether to go on.
+async fn work_behind(inner: &Weak<Inner>, work: fn(&Inner) -> Result<(), StoreError>) -> ControlFlow<()> {
+    let Some(inner) = inner.upgrade() else { return ControlFlow::Break(()) };
+    let working = inner.clone();
+    match blocking(move || work(&working)).await {
+        Ok(()) => {}
+        Err(error) if inner.lost.get().is_some() => {
+            tracing::error!(%error, "bring commits to the disk");
+            return ControlFlow::Break(());
+        }
+        Err(error) => tracing::warn!(%error, "bring commits to the disk; tried again"),
+    }
+    ControlFlow::Continue(())
 }
 
 impl Inner {
@@ -316,7 +327,11 @@ impl Inner {
 
     fn take_frozen(&self, journal: &Journal) -> Result<Revision, StoreError> {
         // First: a journal that lost its end in a power cut must not be older than sled.
-        journal.file().sync_data().map_err(StoreError::io("sync the journal"))?;
+        {
+            let _syncing = self.syncing.lock();
+            self.still_good()?;
+            self.sync_journal(&journal.file())?;
+        }
         let frozen = self.tables.read().frozen.clone();
         self.database.take(&frozen)?;
         self.tables.write().frozen = Arc::default();
@@ -336,10 +351,15 @@ impl Inner {
             (self.events.newest(), [commits.before.clone(), Some(commits.journal.file())])
         };
         for file in files.into_iter().flatten() {
-            file.sync_data().map_err(|error| self.lose(StoreError::io("sync the journal")(error)))?;
+            self.sync_journal(&file)?;
         }
         self.synced.fetch_max(covers.0, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Called with `syncing` held, after a look at `lost`.
+    fn sync_journal(&self, journal: &File) -> Result<(), StoreError> {
+        journal.sync_data().map_err(|error| self.lose(StoreError::io("sync the journal")(error)))
     }
 }
 

@@ -5,6 +5,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use crate::serve::receive::MOST_SEGMENTS;
+
 type Requests = mpsc::Sender<v1::StoreSmallRequest>;
 
 async fn open(server: &Server) -> (Requests, Streaming<v1::StoreSmallAnswer>) {
@@ -66,6 +68,46 @@ async fn all_that_one_run_acknowledges_names_it_and_another_run_is_another() {
     let touch = v1::TouchRequest { segment_ids: segment.id.to_wire(), keep_ms: 0 };
     assert_eq!(client.touch(touch).await.unwrap().into_inner().process, runs[0]);
     assert_eq!(client.sync(v1::SyncRequest {}).await.unwrap().into_inner().process, runs[0]);
+}
+
+#[tokio::test]
+async fn segments_are_taken_though_nobody_reads_the_answers() {
+    let server = start().await;
+    let narrow = Channel::from_shared(format!("http://{}", server.address)).unwrap().initial_stream_window_size(0);
+    let mut client = ChunksClient::new(narrow.connect().await.unwrap());
+    let (requests, queue) = mpsc::channel(16);
+    // Refused at once, before any other is answered, which waits to be read.
+    let headless = v1::StoreSmallRequest { header: None, ..request(0, b"x") };
+    let good = (1..16).map(|number| request(number.into(), &bytes(100, number)));
+    std::iter::once(headless).chain(good).for_each(|request| requests.try_send(request).unwrap());
+    let _answers = client.store_stream(ReceiverStream::new(queue)).await.unwrap();
+    let taken = async {
+        while server.shelf.segments.lock().len() < 15 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken).await.expect("all are taken");
+}
+
+#[tokio::test]
+async fn the_largest_request_fits_and_a_larger_one_ends_the_stream() {
+    let server = start().await;
+    let (requests, mut answers) = open(&server).await;
+    let count = usize::try_from(MOST_SEGMENTS).unwrap();
+    let data = bytes(MOST_SMALL_BYTES, 1);
+    let segments: Vec<Segment> =
+        data.chunks(MOST_SMALL_BYTES / count).map(|part| ChunkTree::build(part).segment()).collect();
+    let largest = v1::StoreSmallRequest {
+        number: u64::MAX,
+        header: Some(v1::StoreHeader { keep_ms: 600_000_000, ..header(&segments, vec![]) }),
+        data: data.into(),
+    };
+    requests.send(largest).await.unwrap();
+    let acks = next(&mut answers).await.ack.unwrap();
+    assert!(acks.outcomes().count() == count && acks.outcomes().all(|outcome| outcome == v1::StoreOutcome::Held));
+    requests.send(request(2, &bytes(200 * 1024, 2))).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), answers.message()).await.expect("it ends").unwrap_err();
+    assert_eq!(ended.code(), Code::OutOfRange, "{ended}");
 }
 
 #[tokio::test]

@@ -1,25 +1,37 @@
 //! Changes of the catalog: one a call, or many over one stream.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::Stream;
+use swarm_proto::answering::Answering;
+use swarm_proto::seats::{Seat, Seats};
 use swarm_proto::{Fault, fault, v1};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
 use super::{convert, status_of};
 use crate::catalog::Catalog;
 use crate::metrics::Metrics;
 
-/// Requests of one stream that are being answered; more wait on the wire.
+/// Streams at once, and of one address. A mount keeps one, and whoever has none makes calls. One can make us hold the
+/// requests that are being answered, each of at most [`swarm_proto::MAX_STREAMED_CHANGE_BYTES`], one that is half here,
+/// and its window.
+const MOST_STREAMS: (usize, usize) = (1_024, 128);
+/// Requests of one stream that are being answered, or whose answers were not taken; more wait on the wire.
 const AT_ONCE: usize = 64;
-/// The same of all streams; more are refused. A hostile client holds at most so many messages.
+/// Requests of all streams that are being answered; more are refused.
 const MOST_AT_ONCE: usize = 1_024;
 /// Longest time that one may take.
 const WITHIN: Duration = Duration::from_secs(30);
+/// Longest time that a stream may be without a whole request: its seat is for others then. Longer than [`WITHIN`], so
+/// that one whose answers are slow is not taken for one that nobody reads.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Do what a request asks for.
 pub(super) async fn answer(catalog: &Catalog, request: v1::MutateRequest) -> Result<v1::MutateReply, Status> {
@@ -38,31 +50,42 @@ pub(super) async fn answer(catalog: &Catalog, request: v1::MutateRequest) -> Res
 #[derive(Clone)]
 pub(super) struct Desk {
     catalog: Arc<Catalog>,
+    seats: Seats,
     running: Arc<Semaphore>,
     metrics: Option<Arc<Metrics>>,
 }
 
 impl Desk {
     pub(super) fn new(catalog: Arc<Catalog>) -> Self {
-        Self { catalog, running: Arc::new(Semaphore::new(MOST_AT_ONCE)), metrics: None }
+        let seats = Seats::new(MOST_STREAMS.0, MOST_STREAMS.1);
+        Self { catalog, seats, running: Arc::new(Semaphore::new(MOST_AT_ONCE)), metrics: None }
     }
 
     pub(super) fn counted(self, metrics: Arc<Metrics>) -> Self {
         Self { metrics: Some(metrics), ..self }
     }
 
-    /// An answer to each request, as they are ready. Ends with the stream, with an error if that ended with one.
-    pub(super) fn answer_all<S: Stream<Item = Result<v1::MutateRequest, Status>> + Send>(
+    /// A seat for a stream from `address`; who has none is told to make calls.
+    pub(super) fn seat(&self, address: Option<IpAddr>) -> Result<Seat, Status> {
+        let seat = self.seats.take(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+        seat.ok_or_else(|| Status::resource_exhausted("too many streams of changes: call Mutate instead"))
+    }
+
+    /// An answer to each request, as they are ready. Ends with the stream, with an error if that ended with one, and
+    /// after [`SILENCE`].
+    pub(super) fn answer_all(
         &self,
-        requests: S,
-    ) -> impl Stream<Item = Result<v1::MutateAnswer, Status>> + Send + use<S> {
+        requests: impl Stream<Item = Result<v1::MutateRequest, Status>> + Send + 'static,
+        seat: Seat,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<v1::MutateAnswer, Status>> + Send + 'static {
         let desk = self.clone();
         // What the stream was opened for; it may outlive an import.
         let swarm = self.catalog.swarm_id();
-        let each = move |request: Result<v1::MutateRequest, Status>| {
+        let each = move |request: v1::MutateRequest| {
             let desk = desk.clone();
             async move {
-                let request = request?;
                 if desk.catalog.swarm_id() != swarm {
                     return Err(fault::to_status(
                         Fault::OtherSwarm,
@@ -72,7 +95,7 @@ impl Desk {
                 Ok(desk.answer_one(request).await)
             }
         };
-        requests.map(each).buffer_unordered(AT_ONCE)
+        Answering { at_once: AT_ONCE, silence: SILENCE, stop, tasks }.start(requests, seat, each)
     }
 
     async fn answer_one(&self, request: v1::MutateRequest) -> v1::MutateAnswer {

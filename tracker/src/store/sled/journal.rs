@@ -62,6 +62,12 @@ impl Journal {
         self.file.clone()
     }
 
+    /// The same on a file that the disk fails.
+    #[cfg(test)]
+    pub(super) fn with_file(self, file: File) -> Self {
+        Self { file: Arc::new(file), ..self }
+    }
+
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path

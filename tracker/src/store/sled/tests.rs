@@ -153,6 +153,63 @@ async fn a_disk_that_once_lost_something_is_not_believed_again() {
     assert_eq!((again.events.newest(), again.get(b"b").unwrap().unwrap().revision), (Revision(2), Revision(2)));
 }
 
+/// A file that cannot be synced.
+fn unsyncable() -> File {
+    File::from(std::os::fd::OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0))
+}
+
+#[test]
+fn a_sync_that_failed_for_one_is_known_to_the_other_before_it_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(open_alone(folder.path()));
+    store.commit(put("a", "1")).unwrap();
+    let journal = store.begin_journal().unwrap().with_file(unsyncable());
+    let asking = store.syncing.lock();
+    let settling = std::thread::spawn({
+        let store = store.clone();
+        move || store.take_frozen(&journal).map(drop)
+    });
+    // It has to wait, however long that is.
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(!settling.is_finished() && store.lost.get().is_none(), "both ask at the same time");
+    }
+    drop(asking);
+    assert!(settling.join().unwrap().is_err());
+    // The kernel would say that all is well now.
+    assert!(store.sync().is_err());
+}
+
+#[tokio::test]
+async fn commits_are_synced_while_others_are_taken_to_sled() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    // A settle that does not end.
+    let settling = store.inner.clone();
+    let (begun, end) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let held = tokio::task::spawn_blocking({
+        let (begun, end) = (begun.clone(), end.clone());
+        move || {
+            let _settling = settling.settling.lock();
+            begun.wait();
+            end.wait();
+        }
+    });
+    begun.wait();
+    // It has stood for long enough that the task which settles waits for it, too.
+    tokio::time::sleep(SETTLE_EVERY + SYNC_EVERY).await;
+    let outcome = store.commit(put("a", "1")).await.unwrap();
+    let synced = async {
+        while store.inner.synced.load(Ordering::Acquire) < store.inner.events.newest().0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let synced = tokio::time::timeout(Duration::from_secs(10), synced).await;
+    end.wait();
+    held.await.unwrap();
+    assert!(synced.is_ok() && outcome == Outcome::Committed(Revision(1)), "it waits for the settle");
+}
+
 /// Without the task that takes commits to sled.
 fn open_alone(folder: &Path) -> Inner {
     Inner::open(folder.to_owned()).unwrap()

@@ -1,4 +1,4 @@
-//! How many of something there may be at once: in all, and for one address.
+//! One way to bound how many of something there are at once: in all, and for one address.
 //!
 //! Invariant: a seat counts until its [`Seat`] is dropped; an address without seats takes no memory.
 
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 /// A bounded number of seats; clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Seats {
+pub struct Seats {
     most: usize,
     most_of_one: usize,
     taken: Arc<Mutex<Taken>>,
@@ -24,12 +24,12 @@ struct Taken {
 
 impl Seats {
     /// `most` in all, of them `most_of_one` for each address.
-    pub(super) fn new(most: usize, most_of_one: usize) -> Self {
+    pub fn new(most: usize, most_of_one: usize) -> Self {
         Self { most, most_of_one, taken: Arc::default() }
     }
 
     /// A seat for `address`, if there is one.
-    pub(super) fn take(&self, address: IpAddr) -> Option<Seat> {
+    pub fn take(&self, address: IpAddr) -> Option<Seat> {
         // A 4-in-6 address is the same machine as the plain one.
         let address = address.to_canonical();
         let mut taken = self.taken.lock();
@@ -45,7 +45,7 @@ impl Seats {
 
 /// Acts on drop: gives the seat back.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub struct Seat {
     taken: Arc<Mutex<Taken>>,
     address: IpAddr,
 }
