@@ -54,6 +54,8 @@ use super::{
 
 /// Largest free-space floor that nobody asked for.
 const MOST_FLOOR_BYTES: u64 = 1 << 30;
+/// How far the thread that gives rows to sled stands back: what it does can wait, and whoever asks the seeder cannot.
+const TAKES_NICE: i32 = 10;
 /// Small segments that are hashed and taken on the caller's thread, which serves others too.
 const FEW: usize = 4;
 
@@ -101,6 +103,7 @@ impl SledStore {
         let (commits, commit_end) = lane();
         let (raises, raise_end) = lane();
         let (chores, chore_end) = lane();
+        let (takes, take_end) = lane();
         let settle_every = config.settle_every;
         let core = Arc::new(Core {
             config,
@@ -117,13 +120,14 @@ impl SledStore {
             commit_turn: Turn::default(),
             raises,
             chores,
+            takes,
             workers: self::core::workers(),
             peer,
             swarm: Mutex::new(swarm),
             home,
         });
         recovery::recover(&core, found)?;
-        let (a, b, c) = (core.clone(), core.clone(), core.clone());
+        let (a, b, c, d) = (core.clone(), core.clone(), core.clone(), core.clone());
         let store = Arc::new_cyclic(|this| Self { core, threads: Mutex::default(), this: this.clone() });
         let started = commit_end.start("store-commit", None, move |group| commit::commit(&a, group)).and_then(|one| {
             store.threads.lock().push(one);
@@ -132,6 +136,17 @@ impl SledStore {
             let three =
                 chore_end.start("store-settle", Some(settle_every), move |group| settle::do_chores(&c, group))?;
             store.threads.lock().push(three);
+            let mut is_humble = false;
+            let take = move |_: Vec<()>| {
+                if !std::mem::replace(&mut is_humble, true)
+                    && let Err(error) = rustix::process::nice(TAKES_NICE)
+                {
+                    tracing::debug!(%error, "lower the priority of a thread");
+                }
+                settle::take_rows(&d);
+            };
+            let four = take_end.start("store-take", Some(settle_every), take)?;
+            store.threads.lock().push(four);
             Ok(())
         });
         started.map_err(failed("start the store's threads"))?;
@@ -165,7 +180,12 @@ impl SledStore {
         let threads = std::mem::take(&mut *self.threads.lock());
         self.core.commit_turn.end();
         // In the order they were started: what one lane sends the next is done.
-        let stops: [fn(&Core); 3] = [|core| core.commits.stop(), |core| core.raises.stop(), |core| core.chores.stop()];
+        let stops: [fn(&Core); 4] = [
+            |core| core.commits.stop(),
+            |core| core.raises.stop(),
+            |core| core.chores.stop(),
+            |core| core.takes.stop(),
+        ];
         for (stop, thread) in stops.into_iter().zip(threads) {
             stop(&self.core);
             // An error is a panic of the lane, which was reported where it happened.

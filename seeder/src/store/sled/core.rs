@@ -80,6 +80,7 @@ pub(super) struct Core {
     pub(super) commit_turn: Turn,
     pub(super) raises: LaneSender<RaiseJob>,
     pub(super) chores: LaneSender<Chore>,
+    pub(super) takes: LaneSender<()>,
     pub(super) workers: Arc<Semaphore>,
     pub(super) peer: PeerId,
     pub(super) swarm: Mutex<Option<SwarmId>>,

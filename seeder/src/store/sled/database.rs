@@ -58,8 +58,10 @@ pub(super) struct Database {
     tables: RwLock<Tables>,
     /// Locked before `tables`.
     journal: Mutex<Writing>,
-    /// Held during a checkpoint.
+    /// Held during a checkpoint. Locked before `syncing`.
     checkpoint: Mutex<Instant>,
+    /// Held while a journal is synced: of two at once the kernel tells one alone that bytes were lost.
+    syncing: Mutex<()>,
 }
 
 /// Rows that sled does not have yet.
@@ -156,6 +158,7 @@ impl Database {
             tables: RwLock::default(),
             journal: Mutex::new(writing),
             checkpoint,
+            syncing: Mutex::default(),
         })
     }
 
@@ -262,17 +265,21 @@ impl Database {
 
     /// Make all that was flushed survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let files: Vec<_> = {
-            let mut writing = self.journal.lock();
-            let suspect = writing.journals().any(|journal| journal.suspect);
-            writing.journals().filter(|_| !suspect).map(|journal| journal.file()).collect()
-        };
-        if files.is_empty() {
-            return self.checkpoint();
+        {
+            let _syncing = self.syncing.lock();
+            let files: Vec<_> = {
+                let mut writing = self.journal.lock();
+                let suspect = writing.journals().any(|journal| journal.suspect);
+                writing.journals().filter(|_| !suspect).map(|journal| journal.file()).collect()
+            };
+            if !files.is_empty() {
+                return files.into_iter().try_for_each(|file| self.sync_journal(file));
+            }
         }
-        files.into_iter().try_for_each(|file| self.sync_journal(file))
+        self.checkpoint()
     }
 
+    /// With `syncing` held.
     fn sync_journal(&self, (number, file): (u64, Arc<dyn DiskFile>)) -> io::Result<()> {
         file.sync().inspect_err(|_| {
             let mut writing = self.journal.lock();
@@ -312,15 +319,19 @@ impl Database {
     }
 
     fn take_frozen(&self) -> io::Result<()> {
-        let (file, suspect, path) = {
-            let writing = self.journal.lock();
-            let Some(before) = &writing.before else { return Ok(()) };
-            (before.file(), before.suspect, before.path().to_owned())
+        let path = {
+            let _syncing = self.syncing.lock();
+            let (file, suspect, path) = {
+                let writing = self.journal.lock();
+                let Some(before) = &writing.before else { return Ok(()) };
+                (before.file(), before.suspect, before.path().to_owned())
+            };
+            if !suspect {
+                // First: a journal that lost its end in a power cut must not be older than sled.
+                self.sync_journal(file)?;
+            }
+            path
         };
-        if !suspect {
-            // First: a journal that lost its end in a power cut must not be older than sled.
-            self.sync_journal(file)?;
-        }
         let frozen = self.tables.read().frozen.clone();
         take(&self.db, &frozen.rows)?;
         guard(|| self.db.flush())?;

@@ -115,11 +115,6 @@ pub(super) fn do_chores(core: &Core, chores: Vec<Chore>) {
     if let Err(error) = core.look_at_disk() {
         tracing::warn!(%error, "cannot ask the disk how much is free");
     }
-    if core.database.wants_checkpoint()
-        && let Err(error) = core.database.checkpoint()
-    {
-        tracing::warn!(%error, "take rows from the journal to the database; tried again");
-    }
     if waiters.is_empty() && core.unsettled.ready(None).is_empty() {
         return;
     }
@@ -129,6 +124,16 @@ pub(super) fn do_chores(core: &Core, chores: Vec<Chore>) {
     }
     for waiter in waiters {
         let _ = waiter.send(result.clone());
+    }
+}
+
+/// Take rows to the database, if enough have come together. On a thread of its own: nobody who waits for the disk waits
+/// for this.
+pub(super) fn take_rows(core: &Core) {
+    if core.database.wants_checkpoint()
+        && let Err(error) = core.database.checkpoint()
+    {
+        tracing::warn!(%error, "take rows from the journal to the database; tried again");
     }
 }
 
