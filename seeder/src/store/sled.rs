@@ -219,7 +219,7 @@ impl SledStore {
         let (reply, answer) = oneshot::channel();
         let small = few && staged.iter().all(Staged::is_in_memory);
         let change = Change::Store { staged, keep, reply };
-        let left = if small { commit::commit_here(&self.core, change).err() } else { Some(change) };
+        let left = if small { commit::commit_here(&self.core, change) } else { Some(change) };
         // An error leaves the answer without its sender.
         left.into_iter().for_each(|change| drop(self.core.commits.send(change)));
         let mut answers = answer.await.unwrap_or_else(|_| vec![Err(closed()); ids.len()]);
