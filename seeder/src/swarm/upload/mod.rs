@@ -7,6 +7,7 @@
 mod cut;
 mod deliver;
 mod file;
+mod lately;
 mod ledger;
 mod links;
 mod placer;

@@ -22,24 +22,6 @@ pub enum Shortage {
     OfReplicas,
 }
 
-/// What was heard of the seeders last.
-#[derive(Debug, Default)]
-pub(super) struct Lately {
-    /// How many the swarm has, whether or not they are up; 0: not known yet.
-    known: usize,
-    /// Those that are up, in order.
-    live: Vec<PeerId>,
-}
-
-impl Lately {
-    pub(super) fn of(seeders: &[KnownSeeder]) -> Self {
-        let live = seeders.iter().filter(|seeder| seeder.state == SeederState::Live);
-        let mut live: Vec<PeerId> = live.map(|seeder| seeder.id).collect();
-        live.sort_unstable();
-        Self { known: seeders.len(), live }
-    }
-}
-
 impl Uploader {
     /// What a segment lacks that so many seeders hold, by what is known of the swarm without asking.
     pub fn shortage(&self, replicas: usize) -> Shortage {

@@ -16,9 +16,9 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::lately::Lately;
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
-use super::shortage::Lately;
 use super::{KnownSeeder, Placer, SeederState, UploadConfig, UploadError};
 use crate::swarm::PeerAddress;
 use crate::tracker_client::innermost;
