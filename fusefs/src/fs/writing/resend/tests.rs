@@ -24,7 +24,7 @@ fn set(outbox: &FakeOutbox, up: usize, known: usize, wanted: usize) {
 
 /// Write a new version of a file and close it.
 async fn save(bench: &Bench, inode: InodeNumber, bytes: &[u8]) {
-    let handle = bench.fs.open_to_write(inode, true).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, true).await.unwrap().handle;
     bench.fs.write(inode, At::Offset(0), bytes, 0).unwrap();
     bench.fs.flush(inode).await.unwrap();
     bench.fs.release(handle);
@@ -121,7 +121,7 @@ async fn an_fsync_sends_again_what_a_seeder_lost_since_it_was_closed() {
         let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
         let inode = bench.swarm.make(ROOT, "file", Kind::File);
         bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
-        let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+        let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
         bench.fs.write(inode, At::Offset(0), b"bytes", 0).unwrap();
         bench.fs.flush(inode).await.unwrap();
         if reopened {
