@@ -122,3 +122,35 @@ fn a_kernel_that_refuses_a_backing_file_is_not_asked_again() {
     files.release(opened.handle);
     assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
 }
+
+#[test]
+fn only_the_first_handle_of_an_inode_is_passed_to_write_and_all_others_come_to_the_daemon() {
+    let files = OpenFiles::new(None, None);
+    let version = || Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let write =
+        |number| files.open_to_write(node(number), version(), Arc::new(Whole(false)), || Some(Ok(Arc::new(9_u64))));
+    let reader = open(&files, 1, false);
+    assert!(matches!(write(1).mode, Mode::Cached { .. }), "pages of it are cached");
+    files.release(reader.handle);
+    let files = OpenFiles::new(None, None);
+    let write =
+        |number| files.open_to_write(node(number), version(), Arc::new(Whole(false)), || Some(Ok(Arc::new(9_u64))));
+    let first = write(1);
+    assert_eq!(backing(&first), Some(9));
+    let others = [write(1), open(&files, 1, true), open(&files, 2, true)];
+    assert!(others.iter().all(|opened| matches!(opened.mode, Mode::Direct(_))));
+    files.release(first.handle);
+    assert!(matches!(write(2).mode, Mode::Direct(_)), "the kernel keeps it for the handles that are left");
+}
+
+#[test]
+fn a_kernel_that_refuses_a_file_of_the_spool_goes_on_reading_by_itself() {
+    let files = OpenFiles::new(None, None);
+    let version = || Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let refuse = || Some(Err(io::Error::from_raw_os_error(40)));
+    let opened = files.open_to_write(node(1), version(), Arc::new(Whole(false)), refuse);
+    assert!(matches!(opened.mode, Mode::Cached { .. }));
+    assert!(files.no_passed_writes().unwrap().contains("stacked"));
+    files.release(opened.handle);
+    assert_eq!(backing(&open(&files, 1, true)), Some(1));
+}

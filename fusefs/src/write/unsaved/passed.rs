@@ -266,3 +266,6 @@ impl Inner {
         self.passed.as_ref().filter(|_| !self.is_dirty()).map(|passed| passed.print)
     }
 }
+
+#[cfg(test)]
+mod tests;
