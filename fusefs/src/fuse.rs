@@ -247,7 +247,8 @@ impl Filesystem for Operations {
                             reply.opened_passthrough(handle, flags, id_of(&backing));
                         }
                         Mode::Passthrough(backing) => {
-                            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, id_of(&backing));
+                            let flags = writing::how_passed(flags.0) | FopenFlags::FOPEN_NOFLUSH;
+                            reply.opened_passthrough(handle, flags, id_of(&backing));
                         }
                     }
                 }

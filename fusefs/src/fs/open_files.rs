@@ -93,7 +93,7 @@ struct Handle {
 enum Backed {
     /// All of this version.
     Version(u64),
-    /// What is being written: only the handle that it began with is passed through, as others may ask for a newer version.
+    /// What is being written.
     Spool,
 }
 
@@ -138,31 +138,33 @@ impl OpenFiles {
     /// Open a file at the version that is current.
     ///
     /// Shape: `back` gives a complete cache file to the kernel; if it refuses, pages are cached, and it is
-    ///        not asked again.
+    ///        not asked again. `joins`: whether a file of the spool that the kernel has is what is opened.
     pub fn open(
         &self,
         node: Arc<Node>,
         version: Version,
         content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
         back: impl FnOnce(&File) -> io::Result<Backing>,
     ) -> Opened {
-        self.open_for(Backed::Version(node.version), node, version, content.clone(), || {
+        self.open_for(Backed::Version(node.version), node, version, content.clone(), joins, || {
             content.complete_file().map(|file| back(&file))
         })
     }
 
-    /// Open a file to write to it. A handle that is passed through is the first one of its inode.
+    /// Open a file to write to it. It is passed through only if the first handle of its inode is.
     ///
-    /// Shape: `pass` gives an empty file of the spool to the kernel, if it is time for that; if it refuses, it is not asked
-    ///        again.
+    /// Shape: `joins` as [`Self::open`] has it. `pass` gives an empty file of the spool to the kernel, if it is time for
+    ///        that; if it refuses, it is not asked again.
     pub fn open_to_write(
         &self,
         node: Arc<Node>,
         version: Version,
         content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
         pass: impl FnOnce() -> Option<io::Result<Backing>>,
     ) -> Opened {
-        self.open_for(Backed::Spool, node, version, content, pass)
+        self.open_for(Backed::Spool, node, version, content, joins, pass)
     }
 
     fn open_for(
@@ -171,6 +173,7 @@ impl OpenFiles {
         node: Arc<Node>,
         version: Version,
         content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
         back: impl FnOnce() -> Option<io::Result<Backing>>,
     ) -> Opened {
         let mut inner = self.inner.lock();
@@ -197,6 +200,8 @@ impl OpenFiles {
         };
         let how = match &mut entry.passthrough {
             Some(passthrough) if passthrough.of == wanted && wanted == Backed::Version(newest) => How::Passthrough,
+            // The kernel's pages would not be those that it writes: splice(2) of a handle in direct mode reads them.
+            Some(passthrough) if passthrough.of == Backed::Spool && joins() => How::Passthrough,
             Some(_) => How::Direct,
             None if is_taken || number != newest || forbidden.is_some() => How::Cached,
             None => match back() {

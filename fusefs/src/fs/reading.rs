@@ -55,7 +55,8 @@ impl FileSystem {
         if node.size < PASSED_BYTES_LEAST || written.is_some() {
             content = Arc::new(NeverPassed(content));
         }
-        let opened = self.open.open(node.clone(), version, content, back);
+        let joins = || written.is_some_and(|written| written.is_passed_on());
+        let opened = self.open.open(node.clone(), version, content, joins, back);
         self.tell_opened(inode);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
         let untold = self.known.lock().take_untold(inode);

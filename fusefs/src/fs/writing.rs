@@ -263,7 +263,7 @@ impl FileSystem {
         written.unsaved.meet(&base);
         let content = Arc::new(NeverPassed(self.content.open(&version)));
         let back = back.filter(|_| writer == Writer::Plain);
-        let opened = self.open.open_to_write(node, version, content, || written.pass(back?));
+        let opened = self.open.open_to_write(node, version, content, || written.is_passed_on(), || written.pass(back?));
         let mode = match opened.mode {
             Mode::Passthrough(_) => "passthrough-writing",
             Mode::Direct(_) | Mode::Cached { .. } => "writing",

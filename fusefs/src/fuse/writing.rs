@@ -56,7 +56,7 @@ impl Operations {
                         reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
                     }
                     Mode::Passthrough(backing) => {
-                        reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id_of(&backing));
+                        reply.opened_passthrough(FileHandle(handle), how_passed(flags.0), id_of(&backing));
                     }
                 },
             }
@@ -92,7 +92,7 @@ impl Operations {
                     reply.created(&found.keep, &attributes, GENERATION, handle, how(flags, keep_pages));
                 }
                 Mode::Passthrough(backing) => {
-                    let flags = FopenFlags::empty();
+                    let flags = how_passed(flags);
                     reply.created_passthrough(&found.keep, &attributes, GENERATION, handle, flags, id_of(&backing));
                 }
                 // Somebody here has opened what was made just now, and writes it by the kernel.
@@ -176,6 +176,15 @@ impl Operations {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error),
         });
+    }
+}
+
+/// How the kernel treats a handle that it passes through. With O_DIRECT, writes would run beside each other, and ask for
+/// buffers and offsets that the disk likes: they come to the daemon.
+pub(super) fn how_passed(flags: i32) -> FopenFlags {
+    match flags & flag::DIRECT != 0 {
+        true => FopenFlags::FOPEN_DIRECT_IO,
+        false => FopenFlags::empty(),
     }
 }
 

@@ -27,7 +27,7 @@ fn node(version: u64) -> Arc<Node> {
 
 fn open(files: &OpenFiles, version: u64, whole: bool) -> Opened {
     let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
-    files.open(node(version), content, Arc::new(Whole(whole)), |_| Ok(Arc::new(version)))
+    files.open(node(version), content, Arc::new(Whole(whole)), || true, |_| Ok(Arc::new(version)))
 }
 
 fn backing(opened: &Opened) -> Option<u64> {
@@ -116,31 +116,34 @@ fn while_a_file_is_open_its_size_is_that_of_the_version_read() {
 fn a_kernel_that_refuses_a_backing_file_is_not_asked_again() {
     let files = OpenFiles::new(None, None);
     let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
-    let opened = files.open(node(1), content, Arc::new(Whole(true)), |_| Err(io::Error::from_raw_os_error(1)));
+    let opened = files.open(node(1), content, Arc::new(Whole(true)), || true, |_| Err(io::Error::from_raw_os_error(1)));
     assert!(matches!(opened.mode, Mode::Cached { .. }));
     assert!(files.no_passthrough().unwrap().contains("root"));
     files.release(opened.handle);
     assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
 }
 
+fn write(files: &OpenFiles, number: u64, joins: bool) -> Opened {
+    let version = Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let pass = || Some(Ok(Arc::new(9_u64) as Backing));
+    files.open_to_write(node(number), version, Arc::new(Whole(false)), || joins, pass)
+}
+
 #[test]
-fn only_the_first_handle_of_an_inode_is_passed_to_write_and_all_others_come_to_the_daemon() {
+fn handles_are_passed_to_write_if_the_first_one_is_and_if_it_is_what_they_open() {
     let files = OpenFiles::new(None, None);
-    let version = || Version { digest: None, manifest: Arc::new(Manifest::default()) };
-    let write =
-        |number| files.open_to_write(node(number), version(), Arc::new(Whole(false)), || Some(Ok(Arc::new(9_u64))));
     let reader = open(&files, 1, false);
-    assert!(matches!(write(1).mode, Mode::Cached { .. }), "pages of it are cached");
+    assert!(matches!(write(&files, 1, true).mode, Mode::Cached { .. }), "pages of it are cached");
     files.release(reader.handle);
     let files = OpenFiles::new(None, None);
-    let write =
-        |number| files.open_to_write(node(number), version(), Arc::new(Whole(false)), || Some(Ok(Arc::new(9_u64))));
-    let first = write(1);
-    assert_eq!(backing(&first), Some(9));
-    let others = [write(1), open(&files, 1, true), open(&files, 2, true)];
-    assert!(others.iter().all(|opened| matches!(opened.mode, Mode::Direct(_))));
+    let first = write(&files, 1, true);
+    let others = [write(&files, 1, true), open(&files, 1, true), open(&files, 2, true)];
+    assert!(others.iter().chain([&first]).all(|opened| backing(opened) == Some(9)));
     files.release(first.handle);
-    assert!(matches!(write(2).mode, Mode::Direct(_)), "the kernel keeps it for the handles that are left");
+    assert!(
+        matches!(write(&files, 2, false).mode, Mode::Direct(_)),
+        "the kernel keeps it for the handles that are left"
+    );
 }
 
 #[test]
@@ -148,7 +151,7 @@ fn a_kernel_that_refuses_a_file_of_the_spool_goes_on_reading_by_itself() {
     let files = OpenFiles::new(None, None);
     let version = || Version { digest: None, manifest: Arc::new(Manifest::default()) };
     let refuse = || Some(Err(io::Error::from_raw_os_error(40)));
-    let opened = files.open_to_write(node(1), version(), Arc::new(Whole(false)), refuse);
+    let opened = files.open_to_write(node(1), version(), Arc::new(Whole(false)), || true, refuse);
     assert!(matches!(opened.mode, Mode::Cached { .. }));
     assert!(files.no_passed_writes().unwrap().contains("stacked"));
     files.release(opened.handle);

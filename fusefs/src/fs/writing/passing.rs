@@ -39,6 +39,11 @@ impl Writing {
 }
 
 impl Written {
+    /// Whether the kernel writes it, and who opens it now is to see that.
+    pub(in crate::fs) fn is_passed_on(&self) -> bool {
+        self.unsaved.is_passed_on()
+    }
+
     /// Have the kernel write it; none: not now.
     pub(super) fn pass(&self, back: impl FnOnce(&File) -> io::Result<Backing>) -> Option<io::Result<Backing>> {
         match self.unsaved.pass(now_ns(), back) {

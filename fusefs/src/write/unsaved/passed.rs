@@ -91,6 +91,11 @@ impl Unsaved {
         self.inner.lock().passed.is_some()
     }
 
+    /// Whether the kernel writes it by itself, over the version that is current.
+    pub fn is_passed_on(&self) -> bool {
+        self.inner.lock().passed.as_ref().is_some_and(|passed| passed.outdated.is_none())
+    }
+
     /// A handle that may be mapped to write has joined: from now on it may change at any time.
     pub fn may_be_mapped(&self) {
         if let Some(passed) = &mut self.inner.lock().passed {
