@@ -88,4 +88,27 @@ mod tests {
         assert_ne!(Print::of(&file).unwrap().0, before);
         wait_for_writes(&file).unwrap();
     }
+
+    #[test]
+    fn a_write_whose_time_was_seen_is_all_there_after_the_waiting() {
+        const BYTES: usize = 32 << 20;
+        let file = tempfile::tempfile().unwrap();
+        if let Err(reason) = are_exact(&file) {
+            return eprintln!("skipped: {reason}");
+        }
+        for round in 1..=8 {
+            let (before, _) = Print::of(&file).unwrap();
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| file.write_at(&vec![round; BYTES], 0).unwrap());
+                while Print::of(&file).unwrap().0.modified_ns == before.modified_ns {
+                    std::hint::spin_loop();
+                }
+                wait_for_writes(&file).unwrap();
+                let mut read = vec![0; BYTES];
+                file.read_exact_at(&mut read, 0).unwrap();
+                assert!(read.iter().all(|byte| *byte == round), "round {round}");
+                assert_eq!(writer.join().unwrap(), BYTES);
+            });
+        }
+    }
 }

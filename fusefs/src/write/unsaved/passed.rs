@@ -66,7 +66,7 @@ impl Unsaved {
         }
         // Before the note of its beginning: it says so.
         inner.whole = true;
-        let file = match self.file_of(&mut inner).and_then(|file| file.cut(0).map(|()| file)) {
+        let file = match self.file_of(&mut inner).and_then(empty) {
             Ok(file) => file,
             Err(error) => {
                 tracing::debug!(%error, "begin a file of the spool for the kernel to write");
@@ -270,6 +270,16 @@ impl Inner {
     pub(super) fn print_if_saved(&self) -> Option<Print> {
         self.passed.as_ref().filter(|_| !self.is_dirty()).map(|passed| passed.print)
     }
+}
+
+/// A data file of which nothing is needed any more.
+///
+/// Not cut if it is empty: ext4 writes a file that was ever cut to nothing to the disk whenever it is closed.
+fn empty(file: Arc<SpoolFile>) -> io::Result<Arc<SpoolFile>> {
+    if file.print()?.0.size > 0 {
+        file.cut(0)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

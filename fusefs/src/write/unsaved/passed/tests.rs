@@ -64,7 +64,7 @@ fn whatever_the_kernel_writes_makes_all_of_it_unsaved() {
     file.punch(ByteRange::at(0, 3), 0).unwrap();
     let plan = file.plan(ByteRange::at(0, 100));
     assert_eq!(plan.pieces, [(ByteRange::at(0, 15), Source::Spool)]);
-    assert_eq!(&plan.file.unwrap().read(ByteRange::at(0, 15)).unwrap()[..], b"\0\0\03x56789ab\0\0\0");
+    assert_eq!(&plan.file.unwrap().read(ByteRange::at(0, 15)).unwrap()[..], b"\0\0\x003x56789ab\0\0\0");
 }
 
 #[test]
