@@ -118,16 +118,8 @@ impl Operations {
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         reply: impl FnOnce(Result<T, fuser::Errno>) + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let failures = self.fs.counters().failures.clone();
-        async move {
-            let outcome = timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
-            if let Err(error) = &outcome
-                && !is_ordinary(*error)
-            {
-                failures.with_label_values(&[operation]).inc();
-            }
-            reply(outcome.map_err(errno));
-        }
+        let fs = self.fs.clone();
+        async move { reply(limited(&fs, operation, limit, work).await) }
     }
 
     fn metadata_limit(&self) -> Duration {
@@ -255,7 +247,8 @@ impl Filesystem for Operations {
                             reply.opened_passthrough(handle, flags, id_of(&backing));
                         }
                         Mode::Passthrough(backing) => {
-                            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, id_of(&backing));
+                            let flags = writing::how_passed(flags.0) | FopenFlags::FOPEN_NOFLUSH;
+                            reply.opened_passthrough(handle, flags, id_of(&backing));
                         }
                     }
                 }
@@ -536,6 +529,22 @@ impl Operations {
         let work = async move { fs.page_at(handle.0, cursor).await };
         self.answer("readdir", self.metadata_limit(), work, answer);
     }
+}
+
+/// `work` for at most `limit`, counted if it fails.
+async fn limited<T>(
+    fs: &FileSystem,
+    operation: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, Errno>>,
+) -> Result<T, fuser::Errno> {
+    let outcome = timeout(limit + GRACE, work).await.unwrap_or(Err(Errno::TIMEDOUT));
+    if let Err(error) = &outcome
+        && !is_ordinary(*error)
+    {
+        fs.counters().failures.with_label_values(&[operation]).inc();
+    }
+    outcome.map_err(errno)
 }
 
 /// Whether an error says something of the names and files that are asked about, and not that something is wrong.

@@ -85,6 +85,11 @@ pub(crate) struct MountFlags {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip_serializing_if = "is_false")]
     writeback: bool,
+    /// Have the kernel write files that are made or emptied into the spool by itself (FUSE passthrough), where it can:
+    /// at the speed of that disk; a close then reads the whole file
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "is_false")]
+    passthrough_writes: bool,
     /// Where what is written lies until the seeders have it [default: a folder of the cache's]
     #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,

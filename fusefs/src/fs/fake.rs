@@ -368,6 +368,7 @@ impl Bench {
             offline_ok,
             access,
             no_passthrough: None,
+            no_passed_writes: None,
         };
         let tasks = TaskTracker::new();
         let fs =

@@ -59,7 +59,7 @@ pub(crate) use changing::nanoseconds;
 pub use changing::{Maker, NewAttributes, RenameMode, Special, When};
 pub use directories::{Entry, Page};
 pub use reading::Whence;
-pub use writing::{Reserve, ResizedBy, Writing};
+pub use writing::{Reserve, ResizedBy, Writer, Writing};
 pub use xattr::{ExtendedMode, USER_PREFIX};
 
 /// Names and inodes that are remembered; about 400 bytes each.
@@ -95,6 +95,8 @@ pub struct FileSystemConfig {
     pub access: Access,
     /// Why the kernel may not read cache files by itself, if it may not.
     pub no_passthrough: Option<String>,
+    /// Why it may not write files of the spool by itself, if it may not.
+    pub no_passed_writes: Option<String>,
 }
 
 /// The kernel, as far as it is told something at once and not through the queue.
@@ -146,7 +148,7 @@ impl FileSystem {
         Self {
             known: Mutex::new(Known::new(config.metadata_ttl, KNOWN_MOST)),
             manifests: Mutex::new(LruCache::new(MANIFESTS_MOST)),
-            open: OpenFiles::new(config.no_passthrough.clone()),
+            open: OpenFiles::new(config.no_passthrough.clone(), config.no_passed_writes.clone()),
             directories: Directories::default(),
             siblings: Mutex::new(Siblings::new()),
             capacity: Mutex::new(None),

@@ -35,10 +35,10 @@ pub enum Mode {
         /// The pages that it has are of this version.
         keep_pages: bool,
     },
-    /// From the backing file, with no daemon in the way.
+    /// From the backing file, with no daemon in the way; to it, by a handle that writes.
     Passthrough(Backing),
-    /// Each read comes to the daemon, because the inode's backing file, which the kernel must be named all
-    /// the same, is an older version. A map of such a handle shows that older version: the kernel maps
+    /// Each read and write comes to the daemon, because the inode's backing file, which the kernel must be named all
+    /// the same, is an older version or a file of the spool. A map of such a handle shows that older version: the kernel maps
     /// nothing else while another handle is passed through.
     Direct(Backing),
 }
@@ -76,7 +76,7 @@ struct OpenInode {
 
 struct Passthrough {
     backing: Backing,
-    version: u64,
+    of: Backed,
     /// Of both kinds: the kernel keeps the backing file until the last one is closed.
     handles: usize,
 }
@@ -86,6 +86,15 @@ struct Handle {
     content: Arc<dyn OpenContent>,
     version: u64,
     how: How,
+}
+
+/// What a backing file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backed {
+    /// All of this version.
+    Version(u64),
+    /// What is being written.
+    Spool,
 }
 
 enum How {
@@ -106,11 +115,14 @@ struct Inner {
     pages: LruCache<InodeNumber, u64>,
     /// Why the kernel may not pass reads through; none while it may.
     no_passthrough: Option<String>,
+    /// Why it may not pass writes through; none while it may.
+    no_passed_writes: Option<String>,
 }
 
 impl OpenFiles {
-    /// None open. `no_passthrough`: why the kernel may not read cache files by itself, if it may not.
-    pub fn new(no_passthrough: Option<String>) -> Self {
+    /// None open. `no_passthrough`, `no_passed_writes`: why the kernel may not read cache files, and write files of the
+    /// spool, by itself, if it may not.
+    pub fn new(no_passthrough: Option<String>, no_passed_writes: Option<String>) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 inodes: HashMap::new(),
@@ -118,6 +130,7 @@ impl OpenFiles {
                 next_handle: 1,
                 pages: LruCache::new(PAGES_REMEMBERED),
                 no_passthrough,
+                no_passed_writes,
             }),
         }
     }
@@ -125,13 +138,43 @@ impl OpenFiles {
     /// Open a file at the version that is current.
     ///
     /// Shape: `back` gives a complete cache file to the kernel; if it refuses, pages are cached, and it is
-    ///        not asked again.
+    ///        not asked again. `joins`: whether a file of the spool that the kernel has is what is opened.
     pub fn open(
         &self,
         node: Arc<Node>,
         version: Version,
         content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
         back: impl FnOnce(&File) -> io::Result<Backing>,
+    ) -> Opened {
+        self.open_for(Backed::Version(node.version), node, version, content.clone(), joins, || {
+            content.complete_file().map(|file| back(&file))
+        })
+    }
+
+    /// Open a file to write to it. It is passed through only if the first handle of its inode is.
+    ///
+    /// Shape: `joins` as [`Self::open`] has it. `pass` gives an empty file of the spool to the kernel, if it is time for
+    ///        that; if it refuses, it is not asked again.
+    pub fn open_to_write(
+        &self,
+        node: Arc<Node>,
+        version: Version,
+        content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
+        pass: impl FnOnce() -> Option<io::Result<Backing>>,
+    ) -> Opened {
+        self.open_for(Backed::Spool, node, version, content, joins, pass)
+    }
+
+    fn open_for(
+        &self,
+        wanted: Backed,
+        node: Arc<Node>,
+        version: Version,
+        content: Arc<dyn OpenContent>,
+        joins: impl FnOnce() -> bool,
+        back: impl FnOnce() -> Option<io::Result<Backing>>,
     ) -> Opened {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -151,24 +194,34 @@ impl OpenFiles {
         }
         // Where a newer version was opened meanwhile, the first read renews this handle.
         let newest = entry.node.version;
+        let (forbidden, is_taken) = match wanted {
+            Backed::Version(_) => (&mut inner.no_passthrough, entry.cached > 0),
+            Backed::Spool => (&mut inner.no_passed_writes, entry.handles > 0),
+        };
         let how = match &mut entry.passthrough {
-            Some(passthrough) if passthrough.version == newest && number == newest => How::Passthrough,
+            Some(passthrough) if passthrough.of == wanted && wanted == Backed::Version(newest) => How::Passthrough,
+            // The kernel's pages would not be those that it writes: splice(2) of a handle in direct mode reads them.
+            Some(passthrough) if passthrough.of == Backed::Spool && joins() => How::Passthrough,
             Some(_) => How::Direct,
-            None if entry.cached > 0 || number != newest || inner.no_passthrough.is_some() => How::Cached,
-            None => match content.complete_file().map(|file| back(&file)) {
+            None if is_taken || number != newest || forbidden.is_some() => How::Cached,
+            None => match back() {
                 None => How::Cached,
                 Some(Ok(backing)) => {
-                    entry.passthrough = Some(Passthrough { backing, version: number, handles: 0 });
+                    entry.passthrough = Some(Passthrough { backing, of: wanted, handles: 0 });
                     How::Passthrough
                 }
                 Some(Err(error)) => {
                     let reason = why_refused(&error);
-                    tracing::info!(reason, "the kernel does not read cache files by itself");
-                    inner.no_passthrough = Some(reason);
+                    tracing::info!(reason, ?wanted, "the kernel reads or writes no files by itself");
+                    *forbidden = Some(reason);
                     How::Cached
                 }
             },
         };
+        if matches!((&how, wanted), (How::Passthrough, Backed::Spool)) {
+            // It drops them, and has no others before the last handle is closed.
+            inner.pages.pop(&inode);
+        }
         entry.handles += 1;
         let mode = match (&how, &mut entry.passthrough) {
             (How::Passthrough, Some(passthrough)) => {
@@ -285,7 +338,14 @@ impl OpenFiles {
 
     /// The kernel may not read cache files by itself; the first reason stays.
     pub fn forbid_passthrough(&self, reason: &str) {
-        self.inner.lock().no_passthrough.get_or_insert_with(|| reason.to_owned());
+        let mut inner = self.inner.lock();
+        inner.no_passthrough.get_or_insert_with(|| reason.to_owned());
+        inner.no_passed_writes.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Why the kernel does not write files of the spool by itself; none while it does.
+    pub fn no_passed_writes(&self) -> Option<String> {
+        self.inner.lock().no_passed_writes.clone()
     }
 
     /// Why the kernel does not read cache files by itself; none while it does.
@@ -297,9 +357,9 @@ impl OpenFiles {
 fn why_refused(error: &io::Error) -> String {
     match error.raw_os_error().map(crate::errno::Errno::from_raw_os_error) {
         Some(crate::errno::Errno::PERM) => "the kernel allows it only to root (CAP_SYS_ADMIN)".to_owned(),
-        Some(crate::errno::Errno::LOOP) => "the cache lies on a stacked file system (overlayfs)".to_owned(),
+        Some(crate::errno::Errno::LOOP) => "the folder lies on a stacked file system (overlayfs)".to_owned(),
         Some(crate::errno::Errno::OPNOTSUPP | crate::errno::Errno::NOTTY) => "the kernel cannot do it".to_owned(),
-        _ => format!("the kernel refused a cache file: {error}"),
+        _ => format!("the kernel refused a file: {error}"),
     }
 }
 

@@ -55,7 +55,8 @@ impl FileSystem {
         if node.size < PASSED_BYTES_LEAST || written.is_some() {
             content = Arc::new(NeverPassed(content));
         }
-        let opened = self.open.open(node.clone(), version, content, back);
+        let joins = || written.is_some_and(|written| written.is_passed_on());
+        let opened = self.open.open(node.clone(), version, content, joins, back);
         self.tell_opened(inode);
         // Before the caller goes on, so that it never reads the new bytes within the old size.
         let untold = self.known.lock().take_untold(inode);
@@ -81,7 +82,7 @@ impl FileSystem {
     pub async fn read(&self, handle: u64, offset: u64, length: u32) -> Result<Bytes, Errno> {
         let deadline = Instant::now() + self.config.read_timeout;
         let inode = self.open.inode_of(handle).ok_or(Errno::BADF)?;
-        if let Some(written) = self.written(inode) {
+        if let Some(written) = self.shown_as_written(inode) {
             let bytes = self.read_written(&written, ByteRange::at(offset, length.into()), deadline);
             let bytes = tokio::time::timeout_at(deadline.into(), bytes).await.unwrap_or(Err(Errno::IO))?;
             self.counters.reads.inc();
@@ -110,6 +111,7 @@ impl FileSystem {
             self.tell_closed(inode);
         }
         let Some(read) = self.open.release(handle) else { return };
+        self.end_passing(read.inode);
         let known = self.known.lock().node(read.inode, Instant::now());
         // While it was open the kernel was shown the size of the version that was read.
         if known.is_none_or(|(known, _)| differ(&known, &read)) {
@@ -121,7 +123,7 @@ impl FileSystem {
     ///
     /// Errors: [`Errno::NXIO`] past the end, and if there is no more data.
     pub async fn seek(&self, inode: InodeNumber, offset: u64, whence: Whence) -> Result<u64, Errno> {
-        if let Some(written) = self.written(inode) {
+        if let Some(written) = self.shown_as_written(inode) {
             return self.seek_written(&written, offset, whence).ok_or(Errno::NXIO);
         }
         let version = match self.open.opened(inode) {

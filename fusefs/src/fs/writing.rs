@@ -8,6 +8,7 @@ mod copy;
 mod joining;
 mod letting_go;
 mod owed;
+mod passing;
 mod raise;
 mod reading;
 mod resend;
@@ -18,6 +19,8 @@ mod sizes;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +34,7 @@ use super::changing::{Maker, now_ns};
 use super::content::{OpenContent, Version};
 use super::invalidation::Invalidation;
 use super::node::Node;
-use super::open_files::Opened;
+use super::open_files::{Backing, Mode, Opened};
 use super::{FileSystem, Found};
 use owed::Owed;
 use save::Saved;
@@ -41,10 +44,13 @@ use crate::write::pieces::{Source, Stamp};
 use crate::write::unsaved::{At, Base, Unsaved};
 use crate::write::{Debts, Outbox, Spool};
 
+pub use passing::Writer;
 pub use sizes::{Reserve, ResizedBy};
 
 /// Largest file: what `off_t` can say.
 const MOST_BYTES: u64 = i64::MAX as u64;
+/// How often an open asks again for the version that is current, while this mount saves one after the other.
+const ASKED_MOST: usize = 8;
 
 /// What writing needs.
 pub struct Writing {
@@ -143,6 +149,11 @@ impl FileSystem {
         self.writing.as_ref()?.find(inode)
     }
 
+    /// A file under way, if it and not the version that is open is what processes of this mount read.
+    pub(super) fn shown_as_written(&self, inode: InodeNumber) -> Option<Arc<Written>> {
+        self.written(inode).filter(|written| !written.unsaved.is_outdated())
+    }
+
     /// Where unsaved bytes lie; none in a read-only mount.
     pub fn spool_folder(&self) -> Option<&std::path::Path> {
         Some(self.writing.as_ref()?.spool.folder())
@@ -155,11 +166,19 @@ impl FileSystem {
 
     /// Open a file for writing, at the version that is current in the whole swarm unless this mount has unsaved
     /// bytes of it.
-    pub async fn open_to_write(self: &Arc<Self>, inode: InodeNumber, truncate: bool) -> Result<Opened, Errno> {
+    ///
+    /// Shape: `back` gives a file of the spool to the kernel to write by itself; that is done only with what is empty then.
+    pub async fn open_to_write(
+        self: &Arc<Self>,
+        inode: InodeNumber,
+        truncate: bool,
+        writer: Writer,
+        back: impl FnOnce(&File) -> io::Result<Backing> + Send,
+    ) -> Result<Opened, Errno> {
         self.writing()?;
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
-        let (node, version) = self.current(inode).await?;
-        let opened = self.enter(node.clone(), version)?;
+        let (written, node, version) = self.join_current(inode).await?;
+        let opened = self.enter(&written, node.clone(), version, writer, Some(back).filter(|_| truncate))?;
         if truncate && let Err(error) = self.cut(inode, 0) {
             self.release(opened.handle);
             return Err(error);
@@ -170,43 +189,91 @@ impl FileSystem {
         Ok(opened)
     }
 
-    /// Make a file and open it for writing.
+    /// Make a file and open it for writing; `back` as [`Self::open_to_write`] has it.
     pub async fn create(
         self: &Arc<Self>,
         parent: InodeNumber,
         name: Bytes,
         maker: Maker,
+        writer: Writer,
+        back: impl FnOnce(&File) -> io::Result<Backing> + Send,
     ) -> Result<(Found, Opened), Errno> {
         self.writing()?;
         let found = self.make_file(parent, name, maker).await?;
         let node = found.node.clone().ok_or(Errno::IO)?;
         let version = self.version_of(&node, None).await?;
-        let opened = self.enter(node, version)?;
+        let back = Some(back).filter(|_| version.manifest.size() == 0);
+        let written = self.join_or_begin(&node, &version)?;
+        let opened = self.enter(&written, node, version, writer, back)?;
         Ok((found, opened))
     }
 
-    fn enter(&self, node: Arc<Node>, version: Version) -> Result<Opened, Errno> {
+    /// One more writes a file, at the version that is current.
+    pub(super) async fn join_current(
+        self: &Arc<Self>,
+        inode: InodeNumber,
+    ) -> Result<(Arc<Written>, Arc<Node>, Version), Errno> {
+        let (mut node, mut version) = self.current(inode).await?;
+        let mut written = self.join_or_begin(&node, &version)?;
+        // Saved and let go by this mount since it was asked for: what is written now would be over the version before.
+        for _ in 0..ASKED_MOST {
+            if !self.is_older_than_known(&node, &written) {
+                break;
+            }
+            self.part(written);
+            (node, version) = self.current(inode).await?;
+            written = self.join_or_begin(&node, &version)?;
+        }
+        Ok((written, node, version))
+    }
+
+    /// One more writes a file, which is opened at this version unless it is under way.
+    fn join_or_begin(&self, node: &Node, version: &Version) -> Result<Arc<Written>, Errno> {
         let writing = self.writing()?;
-        let inode = node.inode;
-        let base = base_of(&node, &version);
+        let (inode, base) = (node.inode, base_of(node, version));
         let path = self.path_of(inode);
-        let written = {
-            let mut open = writing.open.lock();
-            let new = || {
-                let (swarm, spool) = (writing.swarm.clone(), writing.spool.clone());
-                let unsaved = Unsaved::new(inode, swarm, path, base.clone(), spool, writing.outbox.segment_bytes());
-                Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() })
-            };
-            let written = open.files.entry(inode).or_insert_with(new).clone();
-            written.unsaved.enter();
-            written
+        let mut open = writing.open.lock();
+        let new = || {
+            let (swarm, spool) = (writing.swarm.clone(), writing.spool.clone());
+            let unsaved = Unsaved::new(inode, swarm, path, base, spool, writing.outbox.segment_bytes());
+            Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() })
         };
+        let written = open.files.entry(inode).or_insert_with(new).clone();
+        written.unsaved.enter();
+        Ok(written)
+    }
+
+    /// Whether a file was begun at a version before one that this mount knows.
+    fn is_older_than_known(&self, node: &Node, written: &Written) -> bool {
+        let known = self.known.lock().node(node.inode, Instant::now()).map_or(0, |(known, _)| known.version);
+        node.version < known && written.unsaved.base().version < known
+    }
+
+    fn enter(
+        &self,
+        written: &Arc<Written>,
+        node: Arc<Node>,
+        version: Version,
+        writer: Writer,
+        back: Option<impl FnOnce(&File) -> io::Result<Backing>>,
+    ) -> Result<Opened, Errno> {
+        let writing = self.writing()?;
+        let (inode, base) = (node.inode, base_of(&node, &version));
+        written.unsaved.leave_outdated(&base);
         written.unsaved.meet(&base);
         let content = Arc::new(NeverPassed(self.content.open(&version)));
-        let opened = self.open.open(node, version, content, |_| Err(std::io::ErrorKind::Unsupported.into()));
+        let back = back.filter(|_| writer == Writer::Plain);
+        let opened = self.open.open_to_write(node, version, content, || written.is_passed_on(), || written.pass(back?));
+        let mode = match opened.mode {
+            Mode::Passthrough(_) => "passthrough-writing",
+            Mode::Direct(_) | Mode::Cached { .. } => "writing",
+        };
+        if writer == Writer::Reads && !matches!(opened.mode, Mode::Cached { .. }) {
+            written.unsaved.may_be_mapped();
+        }
         self.tell_opened(inode);
         writing.open.lock().handles.insert(opened.handle);
-        self.counters.opens.with_label_values(&["writing"]).inc();
+        self.counters.opens.with_label_values(&[mode]).inc();
         Ok(opened)
     }
 

@@ -1,6 +1,7 @@
 //! Decodes and answers what changes the content of files.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use swarm_proto::ByteRange;
 
 use super::changing::{is_status, maker};
 use super::convert::{GENERATION, errno};
-use super::{Operations, id_of, status_file};
+use super::{Operations, id_of, limited, status_file};
 use crate::errno::Errno;
-use crate::fs::open_files::{Mode, Opened};
-use crate::fs::{FileSystem, Reserve};
+use crate::fs::open_files::{Backing, Mode, Opened};
+use crate::fs::{FileSystem, Reserve, Writer};
 use crate::write::unsaved::At;
 
 /// A save goes on as long as it gets on: each of its waits has an end of its own.
@@ -20,8 +21,14 @@ pub(super) const SAVE_LIMIT: Duration = Duration::from_secs(24 * 3_600);
 
 /// Flags of open(2).
 mod flag {
+    pub(super) const ACCESS: i32 = 0o3;
+    pub(super) const WRITE_ONLY: i32 = 0o1;
     pub(super) const TRUNCATE: i32 = 0o1_000;
     pub(super) const APPEND: i32 = 0o2_000;
+    /// O_DIRECT, where it is this: elsewhere it only means that such a handle is passed through.
+    pub(super) const DIRECT: i32 = 0o40_000;
+    /// O_DSYNC, which O_SYNC has too.
+    pub(super) const DATA_SYNC: i32 = 0o10_000;
 }
 
 /// Flags of fallocate(2).
@@ -37,17 +44,24 @@ impl Operations {
             return reply.error(fuser::Errno::EPERM);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let truncate = flags.0 & flag::TRUNCATE != 0;
-        let work = async move { fs.open_to_write(inode, truncate).await };
-        self.answer("open", self.metadata_limit() * 2, work, move |opened| match opened {
-            Err(error) => reply.error(error),
-            Ok(Opened { handle, mode, .. }) => match mode {
-                Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), how(flags.0, keep_pages)),
-                Mode::Direct(backing) | Mode::Passthrough(backing) => {
-                    reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
-                }
-            },
-        });
+        let (truncate, limit) = (flags.0 & flag::TRUNCATE != 0, self.metadata_limit() * 2);
+        let task = async move {
+            let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
+            let work = fs.open_to_write(inode, truncate, writer(flags.0), back);
+            match limited(&fs, "open", limit, work).await {
+                Err(error) => reply.error(error),
+                Ok(Opened { handle, mode, .. }) => match mode {
+                    Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), how(flags.0, keep_pages)),
+                    Mode::Direct(backing) => {
+                        reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
+                    }
+                    Mode::Passthrough(backing) => {
+                        reply.opened_passthrough(FileHandle(handle), how_passed(flags.0), id_of(&backing));
+                    }
+                },
+            }
+        };
+        self.tasks.spawn_on(task, &self.runtimes.names);
     }
 
     pub(super) fn create_file(
@@ -63,24 +77,32 @@ impl Operations {
         }
         let (numbers, fs) = (self.numbers, self.fs.clone());
         let (maker, (parent, name)) = (maker(request, mode), self.place(parent, name));
-        let work = async move { fs.create(parent, name, maker).await };
-        self.answer("create", self.metadata_limit(), work, move |made| match made {
-            Err(error) => reply.error(error),
-            Ok((found, opened)) => match (found.node, opened.mode) {
-                (Some(node), Mode::Cached { keep_pages }) => {
-                    let attributes = numbers.attributes(&node);
-                    reply.created(
-                        &found.keep,
-                        &attributes,
-                        GENERATION,
-                        FileHandle(opened.handle),
-                        how(flags, keep_pages),
-                    );
+        let limit = self.metadata_limit();
+        let task = async move {
+            let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
+            let work = fs.create(parent, name, maker, writer(flags), back);
+            let (found, opened) = match limited(&fs, "create", limit, work).await {
+                Ok(made) => made,
+                Err(error) => return reply.error(error),
+            };
+            let Some(node) = found.node else { return reply.error(fuser::Errno::EIO) };
+            let (handle, attributes) = (FileHandle(opened.handle), numbers.attributes(&node));
+            match opened.mode {
+                Mode::Cached { keep_pages } => {
+                    reply.created(&found.keep, &attributes, GENERATION, handle, how(flags, keep_pages));
                 }
-                // Nobody else has opened what was made just now.
-                _ => reply.error(fuser::Errno::EIO),
-            },
-        });
+                Mode::Passthrough(backing) => {
+                    let flags = how_passed(flags);
+                    reply.created_passthrough(&found.keep, &attributes, GENERATION, handle, flags, id_of(&backing));
+                }
+                // Somebody here has opened what was made just now, and writes it by the kernel.
+                Mode::Direct(backing) => {
+                    let flags = FopenFlags::FOPEN_DIRECT_IO;
+                    reply.created_passthrough(&found.keep, &attributes, GENERATION, handle, flags, id_of(&backing));
+                }
+            }
+        };
+        self.tasks.spawn_on(task, &self.runtimes.names);
     }
 
     pub(super) fn write_bytes(&self, inode: INodeNo, offset: u64, bytes: &[u8], flags: OpenFlags, reply: ReplyWrite) {
@@ -154,6 +176,24 @@ impl Operations {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error),
         });
+    }
+}
+
+/// How the kernel treats a handle that it passes through. With O_DIRECT, writes would run beside each other, and ask for
+/// buffers and offsets that the disk likes: they come to the daemon.
+pub(super) fn how_passed(flags: i32) -> FopenFlags {
+    match flags & flag::DIRECT != 0 {
+        true => FopenFlags::FOPEN_DIRECT_IO,
+        false => FopenFlags::empty(),
+    }
+}
+
+/// What a handle with these flags may do.
+fn writer(flags: i32) -> Writer {
+    match flags & flag::ACCESS == flag::WRITE_ONLY {
+        false => Writer::Reads,
+        true if flags & (flag::DIRECT | flag::DATA_SYNC) != 0 => Writer::Uncached,
+        true => Writer::Plain,
     }
 }
 

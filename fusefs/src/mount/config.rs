@@ -39,6 +39,8 @@ pub struct MountConfig {
     pub read_timeout: Span,
     /// A close returns at once, and what was written is saved meanwhile: lost with this machine until then.
     pub writeback: bool,
+    /// The kernel writes files that are made or emptied into the spool by itself, where it can.
+    pub passthrough_writes: bool,
     /// Longest that saving a file may go without progress.
     pub write_timeout: Span,
     /// Longest that a question to the tracker may take.
@@ -93,6 +95,7 @@ impl Default for MountConfig {
             memory: None,
             read_timeout: Span(Duration::from_secs(30)),
             writeback: false,
+            passthrough_writes: false,
             write_timeout: Span(Duration::from_secs(60)),
             metadata_timeout: Span(Duration::from_secs(10)),
             metadata_ttl: Span(Duration::from_secs(3_600)),

@@ -53,6 +53,8 @@ const PEER_ID: &str = "peer-id";
 const SPOOL: &str = "spool";
 /// Folder in the spool's in which lies what seeders lack of what is saved.
 const OWED: &str = "owed";
+/// Why the kernel does not write by itself, unless it is to.
+const NOT_ASKED_FOR: &str = "it was not asked for (--passthrough-writes)";
 /// Files up to this length are sent to seeders without asking the tracker whether they have them.
 const UNASKED_BYTES: u64 = 64 * 1024;
 /// Bytes of the spool's disk that are never used.
@@ -246,6 +248,25 @@ impl Mount {
         };
         let engine = ReadEngine::new(cache.clone(), swarm, read_config, &registry, tasks.clone(), stop.clone());
 
+        let (invalidations, forget) = Invalidations::new();
+        let tracker = Arc::new(tracker);
+        let content = Arc::new(EngineContent(engine));
+        let writing = match config.read_only {
+            true => None,
+            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?),
+        };
+        let no_passthrough = (!system.may_mount).then(|| "only root may have the kernel do it".to_owned());
+        let no_passed_writes = match &writing {
+            Some(writing) if config.passthrough_writes => match &no_passthrough {
+                Some(reason) => Some(reason.clone()),
+                None => {
+                    let spool = writing.spool().clone();
+                    blocking(move || spool.tells_of_writes()).await.err()
+                }
+            },
+            _ => Some(NOT_ASKED_FOR.to_owned()),
+        };
+        let passes_writes = no_passed_writes.is_none();
         let fs_config = FileSystemConfig {
             root: root.inode,
             metadata_ttl: config.metadata_ttl.0,
@@ -253,14 +274,8 @@ impl Mount {
             read_timeout: config.read_timeout.0,
             offline_ok: config.offline_ok,
             access: if config.read_only { Access::ReadOnly } else { Access::ReadWrite },
-            no_passthrough: (!system.may_mount).then(|| "only root may have the kernel do it".to_owned()),
-        };
-        let (invalidations, forget) = Invalidations::new();
-        let tracker = Arc::new(tracker);
-        let content = Arc::new(EngineContent(engine));
-        let writing = match config.read_only {
-            true => None,
-            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?),
+            no_passthrough,
+            no_passed_writes,
         };
         let locator = tracker.clone();
         let fs = FileSystem::new(fs_config, tracker, content, locator, writing, invalidations, tasks.clone());
@@ -274,6 +289,9 @@ impl Mount {
         tasks.spawn_on(async move { following.follow_changes(stopped).await }, &names);
         tasks.spawn(fs.clone().resume_saves(stop.clone()));
         tasks.spawn(fs.clone().pay_debts(stop.clone()));
+        if passes_writes {
+            tasks.spawn(fs.clone().send_passed(stop.clone()));
+        }
         let began = Instant::now();
         while !fs.is_live() && began.elapsed() < LIVE_PATIENCE {
             tokio::time::sleep(LIVE_POLL).await;
@@ -460,7 +478,7 @@ fn status(
     move || {
         let Some(fs) = fs.upgrade() else { return String::new() };
         let (usage, owed) = (cache.usage(), fs.owed());
-        let no_passthrough = fs.no_passthrough();
+        let (no_passthrough, no_passed_writes) = (fs.no_passthrough(), fs.no_passed_writes());
         let told = announced.borrow().address.clone().filter(|address| !address.is_empty());
         let status = MountStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -471,6 +489,8 @@ fn status(
             live: fs.is_live(),
             passthrough: no_passthrough.is_none(),
             no_passthrough_because: no_passthrough,
+            passthrough_writes: no_passed_writes.is_none(),
+            no_passthrough_writes_because: no_passed_writes,
             open_files: fs.open_handles() as u64,
             reads_total: fs.counters().reads.get(),
             read_bytes_total: fs.counters().read_bytes.get(),

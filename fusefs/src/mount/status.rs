@@ -24,6 +24,12 @@ pub struct MountStatus {
     pub passthrough: bool,
     /// Why it does not; absent while it does.
     pub no_passthrough_because: Option<String>,
+    /// The kernel writes files that are made or emptied into the spool by itself.
+    #[serde(default)]
+    pub passthrough_writes: bool,
+    /// Why it does not; absent while it does.
+    #[serde(default)]
+    pub no_passthrough_writes_because: Option<String>,
     /// Files open now.
     pub open_files: u64,
     /// Reads answered by the daemon since it started.

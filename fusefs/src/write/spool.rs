@@ -13,6 +13,7 @@
 
 mod journal;
 mod note;
+mod print;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -29,6 +30,7 @@ use swarm_proto::ByteRange;
 pub use journal::Event;
 use journal::Journal;
 pub use note::{Note, Since, State};
+pub use print::Print;
 
 /// Name of the file that is locked while a mount uses the folder.
 const LOCK: &str = "LOCK";
@@ -163,6 +165,14 @@ impl Spool {
         }
     }
 
+    /// Whether it can be seen of a data file that the kernel wrote to it by itself.
+    ///
+    /// Errors: why not.
+    pub fn tells_of_writes(&self) -> Result<(), String> {
+        let file = self.scratch(0).map_err(|error| format!("the spool has no room: {error}"))?;
+        print::are_exact(&file)
+    }
+
     /// Open what is left of a file.
     pub fn reopen(self: &Arc<Self>, number: SpoolNumber) -> io::Result<SpoolFile> {
         let file = OpenOptions::new().read(true).write(true).open(self.data_path(number))?;
@@ -244,6 +254,41 @@ impl SpoolFile {
             at = end.max(start + 1);
         }
         Ok(found)
+    }
+
+    /// How it looks from outside, and its bytes that are no holes.
+    pub fn print(&self) -> io::Result<(Print, u64)> {
+        Print::of(&self.file)
+    }
+
+    /// Wait until what others write to it now is there. Blocks.
+    pub fn wait_for_writes(&self) -> io::Result<()> {
+        print::wait_for_writes(&self.file)
+    }
+
+    /// Make zeros of a range within it.
+    pub fn zero(&self, range: ByteRange) -> io::Result<()> {
+        const STEP: u64 = 1 << 20;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if range.is_empty() || fallocate(&*self.file, flags, range.start, range.len()).is_ok() {
+            return Ok(());
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let length = STEP.min(range.end - at);
+            self.write(at, &vec![0; usize::try_from(length).map_err(io::Error::other)?])?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// The next data or hole from `offset` on, as lseek(2) has it; none: there is no more.
+    pub fn next(&self, from: SeekFrom) -> io::Result<Option<u64>> {
+        match seek(&*self.file, from) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// At least so long, so that reading past what was written is no error.

@@ -5,11 +5,13 @@
 //! stamp that the save began with.
 //!
 //! * `early`: segments that are sent before a save
+//! * `passed`: the kernel writes it by itself
 //! * `save`: the save that is under way
 //! * `rebase`: another base below what is unsaved
 //! * `telling`: what the spool and its journal are told
 
 mod early;
+mod passed;
 mod rebase;
 mod save;
 mod telling;
@@ -24,11 +26,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use swarm_proto::{ByteRange, InodeNumber, Manifest, ManifestDigest};
 
+use self::passed::Passed;
 use self::telling::Told;
 use super::pieces::{Pieces, Source, Stamp};
 use super::spool::{Spool, SpoolFile};
 
 pub use self::early::Early;
+pub use self::passed::Pass;
 pub use self::rebase::Rebased;
 pub use self::save::{Joined, Save};
 
@@ -125,6 +129,10 @@ struct Inner {
     trouble: Option<String>,
     /// Blocks of the data file of which the journal tells what is in them.
     shared: BTreeSet<u64>,
+    /// None: every write comes to this process.
+    passed: Option<Passed>,
+    /// The data file tells all of it, the base nothing: the kernel has written it by itself.
+    whole: bool,
 }
 
 impl Unsaved {
@@ -157,6 +165,8 @@ impl Unsaved {
             told: Told::Nothing,
             trouble: None,
             shared: BTreeSet::new(),
+            passed: None,
+            whole: false,
         };
         let segment_bytes = segment_bytes.max(1);
         Self { inode, swarm, segment_bytes, spool, inner: Mutex::new(inner), saving: tokio::sync::Mutex::new(()) }
@@ -176,7 +186,7 @@ impl Unsaved {
     ///
     /// Cost: O(extents) once for a base, then O(1).
     pub fn shape(&self) -> Shape {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         let inner = &mut *inner;
         let all = ByteRange::at(0, inner.pieces.size());
         Shape {
@@ -190,7 +200,7 @@ impl Unsaved {
 
     /// Whether something is unsaved.
     pub fn is_dirty(&self) -> bool {
-        self.inner.lock().is_dirty()
+        self.locked().is_dirty()
     }
 
     /// One more handle writes.
@@ -215,7 +225,7 @@ impl Unsaved {
     /// Errors: the spool's disk; nothing is entered then.
     pub fn write(&self, at: At, bytes: &[u8], now_ns: i64) -> io::Result<Written> {
         // Held over the write: the end must stay where it is, and the bytes with it, until they are entered.
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         let file = self.file_of(&mut inner)?;
         file.check_room(bytes.len() as u64)?;
         let start = match at {
@@ -223,6 +233,11 @@ impl Unsaved {
             At::End => inner.pieces.size(),
         };
         let range = ByteRange::at(start, bytes.len() as u64);
+        if inner.passed.is_some() {
+            file.write(start, bytes)?;
+            inner.took()?;
+            return Ok(Written { range, filled: Vec::new(), stamp: inner.stamp });
+        }
         match inner.told {
             Told::Nothing => self.begun(&mut inner, &file)?,
             Told::Saving => self.changed(&mut inner, &file),
@@ -241,10 +256,16 @@ impl Unsaved {
 
     /// Cut it or stretch it with a hole.
     pub fn resize(&self, size: u64, now_ns: i64) -> io::Result<()> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         let old = inner.pieces.size();
         if size == old {
             return Ok(());
+        }
+        if inner.passed.is_some() {
+            // Both ways: the kernel takes the end of the data file for that of the file.
+            self.file_of(&mut inner)?.cut(size)?;
+            self.tell(&mut inner, |file| file.resized(size));
+            return inner.took();
         }
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
@@ -259,11 +280,17 @@ impl Unsaved {
     }
 
     /// Make zeros of a range; the size stays.
-    pub fn punch(&self, range: ByteRange, now_ns: i64) {
-        let mut inner = self.inner.lock();
+    ///
+    /// Errors: the spool's disk, where the kernel writes it by itself.
+    pub fn punch(&self, range: ByteRange, now_ns: i64) -> io::Result<()> {
+        let mut inner = self.locked();
         let range = range.intersect(ByteRange::at(0, inner.pieces.size()));
         if range.is_empty() {
-            return;
+            return Ok(());
+        }
+        if inner.passed.is_some() {
+            self.file_of(&mut inner)?.zero(range)?;
+            return inner.took();
         }
         let stamp = inner.change(now_ns);
         inner.not_appended = Some(stamp);
@@ -273,13 +300,14 @@ impl Unsaved {
         if let Some(file) = inner.file.clone() {
             inner.forget(&file, range);
         }
+        Ok(())
     }
 
     /// Times that a process has set; they go with the next save.
     ///
     /// Shape: false: nothing is unsaved, so that they have to be set at once.
     pub fn set_times(&self, modified_ns: Option<i64>, accessed_ns: Option<i64>, now_ns: i64) -> bool {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         if !inner.is_dirty() {
             return false;
         }
@@ -294,7 +322,7 @@ impl Unsaved {
 
     /// Where the bytes of a range are, in order.
     pub fn plan(&self, range: ByteRange) -> Plan {
-        let inner = self.inner.lock();
+        let inner = self.locked();
         Plan {
             pieces: inner.pieces.over(range).collect(),
             base: inner.base.clone(),
@@ -305,7 +333,7 @@ impl Unsaved {
 
     /// Whether what a plan says still lies where it says.
     pub fn holds(&self, plan: &Plan) -> bool {
-        self.inner.lock().moves == plan.moves
+        self.locked().moves == plan.moves
     }
 }
 

@@ -169,13 +169,12 @@ struct Holder(Child);
 impl Holder {
     /// It has written when this returns.
     fn start(folder: &Path) -> Self {
+        Self::start_as(folder, "killed_writers::holds_what_it_wrote_open_until_its_input_ends")
+    }
+
+    fn start_as(folder: &Path, holds: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "killed_writers::holds_what_it_wrote_open_until_its_input_ends",
-                "--exact",
-                "--ignored",
-                "--nocapture",
-            ])
+            .args([holds, "--exact", "--ignored", "--nocapture"])
             .env(FOLDER, folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -269,9 +268,52 @@ fn kill_and_bring_back(swarm: &mut Swarm, mount: &mut Mounted, victim: usize, rn
 }
 
 #[test]
+#[ignore = "not a test: the process that `Holder` starts"]
+fn holds_what_the_kernel_wrote_open_until_its_input_ends() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let make = |name: &str| File::create(Path::new(&folder).join(name)).unwrap();
+    let _empty = make("empty");
+    let (made, emptied) = (make("made"), make("emptied"));
+    for file in [&made, &emptied] {
+        file.write_all_at(b"never asked for", 5).unwrap();
+    }
+    let synced = make("synced");
+    let both = make("synced-then-changed");
+    for file in [&synced, &both] {
+        file.write_all_at(&noise(2, MIB), 0).unwrap();
+        file.sync_all().unwrap();
+    }
+    both.write_all_at(b"never asked for", 1_000).unwrap();
+    println!("{SAYS}written");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Have the kernel write by itself.
+fn passing() -> MountOptions {
+    MountOptions { extra: vec!["--passthrough-writes".to_owned()], ..MountOptions::default() }
+}
+
+/// Why the kernel does not write by itself in a mount that is told to have it so.
+fn why_not_passing(mount: &Mounted) -> Option<String> {
+    let status: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(mount.path(".swarmfs-status")).unwrap()).unwrap();
+    status["no_passthrough_writes_because"].as_str().map(str::to_owned)
+}
+
+#[test]
 fn nothing_acknowledged_is_lost_whatever_is_killed_while_files_are_written() {
+    kill_while_files_are_written(MountOptions::default());
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_is_killed_while_the_kernel_writes_files() {
+    kill_while_files_are_written(passing());
+}
+
+#[track_caller]
+fn kill_while_files_are_written(options: MountOptions) {
     let mut swarm = Swarm::start(3);
-    let mut mount = swarm.mount();
+    let mut mount = swarm.mount_with(options);
     // What is written while nothing is mounted there must not go into the folder below.
     let folder = mount.path("files");
     std::fs::create_dir(&folder).unwrap();
@@ -358,6 +400,47 @@ fn what_was_not_saved_when_a_mount_died_is_listed_and_never_committed_unasked() 
     let data = |note: &serde_json::Value| mount.cache.join(format!("spool/{}.data", note["number"]));
     let made = notes.iter().find(|note| note["path"].as_str().unwrap().ends_with("made")).unwrap();
     assert_eq!(std::fs::read(data(made)).unwrap(), b"never asked for");
+}
+
+#[test]
+fn what_the_kernel_wrote_and_nobody_saved_when_a_mount_died_is_listed_and_the_rest_is_not() {
+    let mut swarm = Swarm::start(2);
+    let mut mount = swarm.mount_with(passing());
+    if let Some(reason) = why_not_passing(&mount) {
+        return eprintln!("skipped: {reason}");
+    }
+    let before = noise(1, 3 * MIB);
+    std::fs::write(mount.path("emptied"), &before).unwrap();
+    let holder =
+        Holder::start_as(&mount.folder, "killed_writers::holds_what_the_kernel_wrote_open_until_its_input_ends");
+    mount.kill();
+    holder.stop();
+    mount.restart();
+    let notes = spool_notes(&mount.cache);
+    let mut listed: Vec<&str> = notes.iter().map(|note| note["path"].as_str().unwrap()).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, ["/emptied", "/made", "/synced-then-changed"]);
+    assert!(notes.iter().all(|note| note["state"] == "interrupted"), "{notes:?}");
+    let second = swarm.mount();
+    let durable = noise(2, MIB);
+    for mount in [&mount, &second] {
+        assert!(std::fs::read(mount.path("emptied")).unwrap() == before);
+        assert_eq!(std::fs::read(mount.path("made")).unwrap(), b"");
+        assert_eq!(std::fs::read(mount.path("empty")).unwrap(), b"");
+        assert!(std::fs::read(mount.path("synced")).unwrap() == durable);
+        assert!(std::fs::read(mount.path("synced-then-changed")).unwrap() == durable);
+    }
+    let folder = mount.folder.to_string_lossy().into_owned();
+    swarm.cli(&["spool", "retry", &folder]);
+    let mut changed = durable;
+    changed[1_000..1_015].copy_from_slice(b"never asked for");
+    for name in ["emptied", "made"] {
+        assert_eq!(std::fs::read(second.path(name)).unwrap(), b"\0\0\0\0\0never asked for");
+    }
+    assert!(std::fs::read(second.path("synced-then-changed")).unwrap() == changed);
+    let left = std::fs::read_dir(mount.cache.join("spool")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

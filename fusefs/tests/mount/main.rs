@@ -10,6 +10,7 @@ mod coherence;
 mod command;
 mod lifecycle;
 mod names;
+mod passed_writes;
 mod reading;
 mod swarm;
 mod tools;

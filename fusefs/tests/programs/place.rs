@@ -25,9 +25,9 @@ impl Place {
         Self::with_views(1, &[])
     }
 
-    /// The same, mounted with further words.
-    pub(crate) fn one_with(words: &[&str]) -> Self {
-        Self::with_views(1, words)
+    /// The same, mounted with these flags.
+    pub(crate) fn one_with(flags: &[&str]) -> Self {
+        Self::with_views(1, flags)
     }
 
     /// The same with two mounts; of a plain folder both views are that folder.
@@ -35,7 +35,12 @@ impl Place {
         Self::with_views(2, &[])
     }
 
-    fn with_views(views: usize, words: &[&str]) -> Self {
+    /// One or two mounts in which the kernel writes by itself what is made or emptied, where it can.
+    pub(crate) fn passing(views: usize) -> Self {
+        Self::with_views(views, &["--passthrough-writes"])
+    }
+
+    fn with_views(views: usize, flags: &[&str]) -> Self {
         // Modes are compared, and other users work in it.
         rustix::process::umask(Mode::from_raw_mode(0o022));
         match std::env::var_os(PLAIN_FOLDER) {
@@ -44,18 +49,18 @@ impl Place {
                 let views = vec![folder.path().to_owned(); views];
                 Self { views, mounts: Vec::new(), swarm: None, folder }
             }
-            _ => Self::mounted(views, words),
+            _ => Self::mounted(views, flags),
         }
     }
 
-    fn mounted(views: usize, words: &[&str]) -> Self {
+    fn mounted(views: usize, flags: &[&str]) -> Self {
         // Not in the target folder, which may lie where only its owner can go; the suites change user.
         let folder = TempDir::with_prefix("programs-").unwrap();
         let mut swarm = Swarm::start(2);
         let mut mounts = Vec::new();
         for index in 0..views {
             let options = MountOptions {
-                extra: ["--allow-other"].iter().chain(words).map(|&word| word.to_owned()).collect(),
+                extra: ["--allow-other"].iter().chain(flags).map(|flag| (*flag).to_owned()).collect(),
                 folder: Some(folder.path().join(format!("mount-{index}"))),
                 ..MountOptions::default()
             };

@@ -6,6 +6,8 @@ use super::*;
 use swarm_proto::ByteRange;
 use swarm_seeder::swarm::upload::{Shortage, UploadError};
 
+use crate::fs::Writer;
+use crate::fs::open_files::Opened;
 use crate::write::{Debts, Delivered, Outbox, Spool};
 
 /// Takes what is sent, as the test wants it.
@@ -237,6 +239,14 @@ impl FakeSwarm {
         let state = self.state.lock();
         let found = state.names.iter().find(|((at, name), _)| *at == parent.0 && holds(name));
         found.map(|(_, inode)| InodeNumber(*inode))
+    }
+}
+
+impl FileSystem {
+    /// Open a file for writing through the kernel's cache.
+    pub(crate) async fn open_cached(self: &Arc<Self>, inode: InodeNumber, truncate: bool) -> Result<Opened, Errno> {
+        let never = |_: &File| Err(std::io::ErrorKind::Unsupported.into());
+        self.open_to_write(inode, truncate, Writer::Reads, never).await
     }
 }
 

@@ -27,7 +27,7 @@ fn node(version: u64) -> Arc<Node> {
 
 fn open(files: &OpenFiles, version: u64, whole: bool) -> Opened {
     let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
-    files.open(node(version), content, Arc::new(Whole(whole)), |_| Ok(Arc::new(version)))
+    files.open(node(version), content, Arc::new(Whole(whole)), || true, |_| Ok(Arc::new(version)))
 }
 
 fn backing(opened: &Opened) -> Option<u64> {
@@ -39,7 +39,7 @@ fn backing(opened: &Opened) -> Option<u64> {
 
 #[test]
 fn a_whole_file_is_passed_through_with_one_backing_for_all_its_handles() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let first = open(&files, 1, true);
     let second = open(&files, 1, false);
     assert_eq!((backing(&first), backing(&second)), (Some(1), Some(1)));
@@ -47,7 +47,7 @@ fn a_whole_file_is_passed_through_with_one_backing_for_all_its_handles() {
 
 #[test]
 fn a_file_that_becomes_whole_while_its_pages_are_cached_is_not_passed_through() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let first = open(&files, 1, false);
     assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
     files.release(first.handle);
@@ -56,7 +56,7 @@ fn a_file_that_becomes_whole_while_its_pages_are_cached_is_not_passed_through() 
 
 #[test]
 fn a_newer_version_beside_a_passed_through_one_reads_through_the_daemon() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let old = open(&files, 1, true);
     let new = open(&files, 2, true);
     assert!(matches!(new.mode, Mode::Direct(_)));
@@ -71,7 +71,7 @@ fn a_newer_version_beside_a_passed_through_one_reads_through_the_daemon() {
 
 #[test]
 fn pages_are_kept_only_for_the_version_that_filled_them() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let keeps = |opened: &Opened| matches!(opened.mode, Mode::Cached { keep_pages: true });
     let first = open(&files, 1, false);
     assert!(!keeps(&first));
@@ -84,7 +84,7 @@ fn pages_are_kept_only_for_the_version_that_filled_them() {
 
 #[test]
 fn an_older_handle_reads_the_newer_version_once_it_is_opened() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let old = open(&files, 1, false);
     assert!(matches!(files.reading(old.handle), Some(Reading::Content(_))));
     open(&files, 2, false);
@@ -96,7 +96,7 @@ fn an_older_handle_reads_the_newer_version_once_it_is_opened() {
 
 #[test]
 fn an_answer_that_came_late_does_not_bring_an_older_version_back() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     open(&files, 2, false);
     let late = open(&files, 1, true);
     assert!(matches!(files.reading(late.handle), Some(Reading::Renew { number: 2, .. })));
@@ -105,7 +105,7 @@ fn an_answer_that_came_late_does_not_bring_an_older_version_back() {
 
 #[test]
 fn while_a_file_is_open_its_size_is_that_of_the_version_read() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let handle = open(&files, 1, false).handle;
     assert_eq!(files.as_seen(node(2)).size, 100);
     assert_eq!(files.release(handle).unwrap().version, 1);
@@ -114,11 +114,46 @@ fn while_a_file_is_open_its_size_is_that_of_the_version_read() {
 
 #[test]
 fn a_kernel_that_refuses_a_backing_file_is_not_asked_again() {
-    let files = OpenFiles::new(None);
+    let files = OpenFiles::new(None, None);
     let content = Version { digest: None, manifest: Arc::new(Manifest::default()) };
-    let opened = files.open(node(1), content, Arc::new(Whole(true)), |_| Err(io::Error::from_raw_os_error(1)));
+    let opened = files.open(node(1), content, Arc::new(Whole(true)), || true, |_| Err(io::Error::from_raw_os_error(1)));
     assert!(matches!(opened.mode, Mode::Cached { .. }));
     assert!(files.no_passthrough().unwrap().contains("root"));
     files.release(opened.handle);
     assert!(matches!(open(&files, 1, true).mode, Mode::Cached { .. }));
+}
+
+fn write(files: &OpenFiles, number: u64, joins: bool) -> Opened {
+    let version = Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let pass = || Some(Ok(Arc::new(9_u64) as Backing));
+    files.open_to_write(node(number), version, Arc::new(Whole(false)), || joins, pass)
+}
+
+#[test]
+fn handles_are_passed_to_write_if_the_first_one_is_and_if_it_is_what_they_open() {
+    let files = OpenFiles::new(None, None);
+    let reader = open(&files, 1, false);
+    assert!(matches!(write(&files, 1, true).mode, Mode::Cached { .. }), "pages of it are cached");
+    files.release(reader.handle);
+    let files = OpenFiles::new(None, None);
+    let first = write(&files, 1, true);
+    let others = [write(&files, 1, true), open(&files, 1, true), open(&files, 2, true)];
+    assert!(others.iter().chain([&first]).all(|opened| backing(opened) == Some(9)));
+    files.release(first.handle);
+    assert!(
+        matches!(write(&files, 2, false).mode, Mode::Direct(_)),
+        "the kernel keeps it for the handles that are left"
+    );
+}
+
+#[test]
+fn a_kernel_that_refuses_a_file_of_the_spool_goes_on_reading_by_itself() {
+    let files = OpenFiles::new(None, None);
+    let version = || Version { digest: None, manifest: Arc::new(Manifest::default()) };
+    let refuse = || Some(Err(io::Error::from_raw_os_error(40)));
+    let opened = files.open_to_write(node(1), version(), Arc::new(Whole(false)), || true, refuse);
+    assert!(matches!(opened.mode, Mode::Cached { .. }));
+    assert!(files.no_passed_writes().unwrap().contains("stacked"));
+    files.release(opened.handle);
+    assert_eq!(backing(&open(&files, 1, true)), Some(1));
 }

@@ -19,19 +19,23 @@ impl FileSystem {
     /// Give a range of one file to another; how many bytes, fewer only at the end of the source.
     ///
     /// Shape:  both are saved first, and the destination is saved with the copy in it.
-    /// Errors: [`Errno::OPNOTSUPP`] if one has no name any more and so is not saved: the kernel copies the bytes.
+    /// Errors: [`Errno::OPNOTSUPP`] if one has no name any more and so is not saved, or if the kernel writes the destination by
+    ///         itself: it then copies the bytes.
     pub async fn copy_range(
         self: &Arc<Self>,
         from: (InodeNumber, u64),
         to: (InodeNumber, u64),
         length: u64,
     ) -> Result<u64, Errno> {
+        if self.written(to.0).is_some_and(|written| written.unsaved.is_passed()) {
+            return Err(Errno::OPNOTSUPP);
+        }
         if let Some(written) = self.written(from.0)
             && self.save(&written, AckLevel::Close).await? == Saved::Nameless
         {
             return Err(Errno::OPNOTSUPP);
         }
-        let source = match (self.written(from.0), self.open.opened(from.0)) {
+        let source = match (self.shown_as_written(from.0), self.open.opened(from.0)) {
             (Some(written), _) => written.unsaved.base().manifest,
             (None, Some((_, version))) => version.manifest,
             (None, None) => self.current(from.0).await?.1.manifest,

@@ -37,9 +37,12 @@ impl FileSystem {
 
     /// One fewer writes it: the last one has it saved and let go.
     pub(super) fn part(self: &Arc<Self>, written: Arc<Written>) {
-        if written.unsaved.leave() > 0 || self.let_go(&written, Saved::Here) {
-            return;
+        if written.unsaved.leave() == 0 && !self.let_go(&written, Saved::Here) {
+            self.save_and_let_go(written);
         }
+    }
+
+    pub(super) fn save_and_let_go(self: &Arc<Self>, written: Arc<Written>) {
         let this = self.clone();
         self.tasks.spawn(async move {
             loop {
@@ -54,14 +57,15 @@ impl FileSystem {
     }
 
     /// Forget a file that nobody writes any more; false: it is to be saved first.
-    fn let_go(&self, written: &Arc<Written>, saved: Saved) -> bool {
+    pub(super) fn let_go(&self, written: &Arc<Written>, saved: Saved) -> bool {
         let Some(writing) = &self.writing else { return true };
         let mut open = writing.open.lock();
         if written.unsaved.writers() > 0 {
             return true;
         }
         let done = saved == Saved::Nameless || !written.unsaved.is_dirty();
-        if done {
+        // While the kernel has its data file, whoever opens it anew goes on with that.
+        if done && !written.unsaved.is_passed() {
             open.forget(written);
         }
         done
@@ -85,6 +89,7 @@ impl FileSystem {
         if !self.give_up_on(written) {
             return tracing::warn!(%error, inode = %unsaved.inode(), "a file could not be saved: its writer will try again");
         }
+        unsaved.end_passing();
         if !unsaved.is_dirty() {
             // A conflict copy has it, or somebody else saved it.
             return;

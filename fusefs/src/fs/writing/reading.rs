@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use rustix::fs::SeekFrom;
 use swarm_proto::{ByteRange, Extent};
 
 use super::{FileSystem, Source, Written, spool_error};
@@ -69,6 +70,13 @@ impl FileSystem {
         let size = written.unsaved.shape().size;
         if offset >= size {
             return None;
+        }
+        if let Some(file) = written.unsaved.passed_file() {
+            let from = match whence {
+                Whence::Data => SeekFrom::Data(offset),
+                Whence::Hole => SeekFrom::Hole(offset),
+            };
+            return file.next(from).ok().flatten();
         }
         let plan = written.unsaved.plan(ByteRange { start: offset, end: size });
         let mut at = offset;

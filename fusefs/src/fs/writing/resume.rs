@@ -83,6 +83,8 @@ impl FileSystem {
             self.walk_to(&note.path).await;
         }
         let base = self.base_of_note(note).await.map_err(Left::AsItWas)?;
+        // Before the saving, which may move its bytes.
+        let is_all = note.is_as_printed(writing.spool.folder());
         let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
         let unsaved = unsaved.map_err(|error| Left::AsItWas(error.to_string()))?;
         let file = unsaved.file().map_err(|error| Left::AsItWas(error.to_string()))?;
@@ -105,7 +107,7 @@ impl FileSystem {
                 return Err(Left::Noted(why));
             }
         };
-        match rest_of(note, &base) {
+        match rest_of(note, &base).filter(|_| !is_all) {
             None => file.done(),
             Some(rest) => keep(&file, &rest),
         }

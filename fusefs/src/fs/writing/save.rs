@@ -78,6 +78,11 @@ impl FileSystem {
         let mut setbacks = 0;
         let mut once_more = false;
         while std::mem::take(&mut once_more) || Instant::now() < deadline {
+            if let Some(file) = unsaved.waits() {
+                // Elsewhere: a write may wait for what only this process can give it.
+                let waited = tokio::task::spawn_blocking(move || file.wait_for_writes()).await;
+                waited.map_err(|_| Errno::IO)?.map_err(|error| spool_error(&error))?;
+            }
             let Some(mut save) = unsaved.begin_save() else { return Ok(Saved::Already) };
             let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
             if node.as_ref().is_some_and(|node| node.links == 0) {
@@ -126,7 +131,10 @@ impl FileSystem {
         save: &Save,
         level: AckLevel,
     ) -> Result<(), Setback> {
-        let (manifest, ids, _leases) = deliver(writing, save).await?;
+        let (manifest, ids, leases) = deliver(writing, save).await?;
+        if !save.held.is_empty() {
+            written.unsaved.was_wasted(wasted(&leases, &ids));
+        }
         // Half of the time, since there may have to be a second attempt.
         if level == AckLevel::Fsync && !writing.outbox.sync(ids.clone(), writing.timeout / 2).await.is_empty() {
             writing.outbox.forget(&ids);
@@ -316,6 +324,11 @@ impl FileSystem {
 async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<SegmentId>, Vec<Arc<Delivered>>), Setback> {
     let mut sent = Sent::default();
     let mut leases: Vec<Arc<Delivered>> = Vec::new();
+    let mut held: Vec<Arc<Delivered>> = Vec::new();
+    for early in &save.held {
+        // Else it would be sent twice.
+        held.extend(early.clone().await);
+    }
     if let Some(file) = &save.file {
         let mut stretches: Vec<ByteRange> = Vec::new();
         for range in save.to_send() {
@@ -365,7 +378,19 @@ async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<Segmen
         _ => None,
     });
     let ids = ids.collect();
+    leases.extend(held);
     Ok((manifest, ids, leases))
+}
+
+/// How many of these are not of what is saved: they were sent early, and written over.
+fn wasted(leases: &[Arc<Delivered>], ids: &[SegmentId]) -> u32 {
+    let ids: HashSet<&SegmentId> = ids.iter().collect();
+    let is_of_it = |extent: &swarm_proto::Extent| match extent {
+        swarm_proto::Extent::Data { segment, .. } => ids.contains(&segment.id),
+        swarm_proto::Extent::Hole { .. } => true,
+    };
+    let wasted = leases.iter().filter(|delivered| !delivered.extents.iter().all(is_of_it)).count();
+    u32::try_from(wasted).unwrap_or(u32::MAX)
 }
 
 fn setback(error: UploadError) -> Setback {

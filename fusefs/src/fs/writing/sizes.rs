@@ -8,7 +8,7 @@ use std::sync::Arc;
 use swarm_proto::{ByteRange, InodeNumber};
 use swarm_seeder::store::AckLevel;
 
-use super::{FileSystem, MOST_BYTES, now_ns, spool_error};
+use super::{FileSystem, MOST_BYTES, Writer, now_ns, spool_error};
 use crate::errno::Errno;
 
 /// How a process named the file whose size it changed.
@@ -43,8 +43,8 @@ impl FileSystem {
         let opened = match &joined {
             Some(_) => None,
             None => {
-                let (node, version) = self.current(inode).await?;
-                Some(self.enter(node, version)?)
+                let (written, node, version) = self.join_current(inode).await?;
+                Some(self.enter(&written, node, version, Writer::Uncached, None::<fn(&_) -> _>)?)
             }
         };
         let outcome = async {
@@ -81,7 +81,7 @@ impl FileSystem {
         let now = now_ns();
         let size = written.unsaved.shape().size;
         if matches!(reserve, Reserve::Punch | Reserve::Zero) {
-            written.unsaved.punch(range, now);
+            written.unsaved.punch(range, now).map_err(|error| spool_error(&error))?;
         }
         match matches!(reserve, Reserve::Within | Reserve::Zero) && range.end > size {
             true => written.unsaved.resize(range.end, now).map_err(|error| spool_error(&error)),

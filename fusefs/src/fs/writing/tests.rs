@@ -35,13 +35,13 @@ async fn until_sent(bench: &Bench, outbox: &FakeOutbox, sends: usize) {
 async fn a_writer_that_comes_while_the_last_save_fails_keeps_its_bytes() {
     let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    let first = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let first = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"B");
     outbox.held.store(true, Ordering::SeqCst);
     outbox.failing.store(true, Ordering::SeqCst);
     bench.fs.release(first);
     until_sent(&bench, &outbox, 1).await;
-    let second = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let second = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 1, b"A");
     outbox.held.store(false, Ordering::SeqCst);
     bench.until("the save gave up", |bench| bench.tasks.len() == FOLLOWING).await;
@@ -55,7 +55,7 @@ async fn a_writer_that_comes_while_the_last_save_fails_keeps_its_bytes() {
 async fn what_nobody_writes_any_more_and_cannot_be_saved_is_kept_and_not_shown() {
     let (bench, outbox, folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"B");
     outbox.failing.store(true, Ordering::SeqCst);
     bench.fs.flush(inode).await.unwrap_err();
@@ -63,7 +63,7 @@ async fn what_nobody_writes_any_more_and_cannot_be_saved_is_kept_and_not_shown()
     bench.until("it is let go", |bench| bench.fs.unsaved_files() == 0).await;
     bench.until("it is kept", |_| folder.path().join("1.json").exists()).await;
     assert_eq!(std::fs::read(folder.path().join("1.data")).unwrap(), b"B");
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     assert_eq!(read(&bench, handle).await, "base");
 }
 
@@ -75,7 +75,7 @@ async fn what_a_close_could_not_save_is_listed_while_it_is_tried_again() {
         notes.into_iter().map(|note| (note.state, note.error.is_some())).collect::<Vec<_>>()
     };
     let inode = file(&bench, b"base").await;
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"B");
     outbox.held.store(true, Ordering::SeqCst);
     let fs = bench.fs.clone();
@@ -100,7 +100,7 @@ async fn what_a_close_could_not_save_is_listed_while_it_is_tried_again() {
 async fn what_is_written_after_a_save_that_failed_is_not_saved_unasked() {
     let (bench, outbox, folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, &[b'-'; 20_000]).await;
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     write(&bench, inode, 0, &[b'a'; 4096]);
     outbox.held.store(true, Ordering::SeqCst);
     outbox.failing.store(true, Ordering::SeqCst);
@@ -119,7 +119,7 @@ async fn what_is_written_after_a_save_that_failed_is_not_saved_unasked() {
 async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the_race() {
     let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     bench.fs.write(inode, At::End, b"+mine", 4).unwrap();
     outbox.held.store(true, Ordering::SeqCst);
     let fs = bench.fs.clone();
@@ -140,7 +140,7 @@ async fn what_a_close_acknowledged_is_durable_after_fsync_through_any_handle() {
     for reopened in [false, true] {
         let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
         let inode = file(&bench, b"base").await;
-        let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+        let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
         write(&bench, inode, 0, b"B");
         bench.fs.flush(inode).await.unwrap();
         if reopened {
@@ -162,7 +162,7 @@ async fn fsync_says_that_nobody_keeps_what_was_acknowledged_or_that_the_catalog_
     let short = |writing| Writing { timeout: Duration::from_millis(500), ..writing };
     let (bench, outbox, _folder) = Bench::writing_with(1 << 20, short).await;
     let inode = file(&bench, b"base").await;
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     write(&bench, inode, 0, b"B");
     bench.fs.flush(inode).await.unwrap();
     outbox.loses.store(true, Ordering::SeqCst);
@@ -179,7 +179,7 @@ async fn fsync_says_that_nobody_keeps_what_was_acknowledged_or_that_the_catalog_
 async fn fsync_says_that_the_tracker_lost_what_a_close_had_committed() {
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     write(&bench, inode, 0, b"B");
     bench.fs.flush(inode).await.unwrap();
     bench.swarm.lose_revisions(1);
@@ -254,7 +254,7 @@ async fn many_small_overwrites_leave_few_extents_and_every_byte() {
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
     let mut model: Vec<u8> = (0..BLOCKS * BLOCK).map(|at| u8::try_from(at % 251).unwrap()).collect();
     let inode = file(&bench, &model).await;
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     let mut most = 0;
     for round in 0..600_usize {
         let (at, byte) = (round * 389 % BLOCKS * BLOCK, u8::try_from(round % 256).unwrap());
@@ -275,7 +275,7 @@ async fn a_save_that_cannot_read_what_it_would_join_goes_on_without() {
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, &vec![7; 1 << 20]).await;
     bench.swarm.stuck.store(true, Ordering::SeqCst);
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     for block in 0..40 {
         write(&bench, inode, block * 8192, &[1; 4096]);
     }
@@ -288,9 +288,11 @@ async fn a_save_that_cannot_read_what_it_would_join_goes_on_without() {
 async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    bench.fs.open_to_write(inode, false).await.unwrap();
+    bench.fs.open_cached(inode, false).await.unwrap();
     write(&bench, inode, 0, b"B");
-    let to = bench.fs.create(ROOT, "to".into(), Maker { uid: 0, gid: 0, mode: 0o644 }).await.unwrap().0;
+    let never = |_: &File| Err(std::io::ErrorKind::Unsupported.into());
+    let maker = Maker { uid: 0, gid: 0, mode: 0o644 };
+    let to = bench.fs.create(ROOT, "to".into(), maker, Writer::Reads, never).await.unwrap().0;
     let to = to.node.unwrap().inode;
     bench.swarm.unname(inode);
     bench.until("the name is gone", |bench| bench.fs.attributes_known(inode).is_none()).await;
@@ -302,7 +304,7 @@ async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
 async fn with_writeback_a_close_waits_for_nothing_and_an_fsync_as_ever() {
     let (bench, outbox, _folder) = Bench::writing_with(1 << 20, |writing| writing.with_writeback(true)).await;
     let inode = file(&bench, b"base").await;
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"B");
     outbox.held.store(true, Ordering::SeqCst);
     bench.fs.flush(inode).await.unwrap();
@@ -312,7 +314,7 @@ async fn with_writeback_a_close_waits_for_nothing_and_an_fsync_as_ever() {
     outbox.held.store(false, Ordering::SeqCst);
     bench.until("it is saved", |bench| bench.fs.unsaved_files() == 0).await;
     assert_eq!(bench.swarm.content(inode), "Base");
-    let _handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let _handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"C");
     bench.fs.sync(inode).await.unwrap();
     assert_eq!(bench.swarm.content(inode), "Case");
@@ -322,7 +324,7 @@ async fn with_writeback_a_close_waits_for_nothing_and_an_fsync_as_ever() {
 async fn with_writeback_the_next_close_says_once_that_a_save_failed() {
     let (bench, outbox, _folder) = Bench::writing_with(1 << 20, |writing| writing.with_writeback(true)).await;
     let inode = file(&bench, b"base").await;
-    let _handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let _handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     write(&bench, inode, 0, b"B");
     outbox.failing.store(true, Ordering::SeqCst);
     bench.fs.flush(inode).await.unwrap();

@@ -25,6 +25,7 @@ fn note(number: u64) -> Note {
         appended: false,
         changed: None,
         since: None,
+        print: None,
         state: State::Interrupted,
         error: None,
     }

@@ -1,12 +1,13 @@
 //! What is known of a file of the spool: whose bytes they are, and what they make of it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpoolNumber, journal};
+use super::{Print, SpoolNumber, journal};
 
 /// What became of an unsaved file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,10 @@ pub struct Note {
     pub changed: Option<Vec<(u64, u64, bool)>>,
     /// What was done since, where that is known; in a state of "saving", since it began to be saved.
     pub since: Option<Since>,
+    /// How the data file looked when all that it has was saved, or was being saved; told only where the kernel may write to
+    /// it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub print: Option<Print>,
     /// What became of it.
     pub state: State,
     /// Why it could not be saved.
@@ -102,6 +107,13 @@ fn join(stretches: &mut Vec<(u64, u64)>, start: u64, end: u64) {
 }
 
 impl Note {
+    /// Whether nobody wrote to the data file since its print was taken.
+    pub fn is_as_printed(&self, folder: &Path) -> bool {
+        let Some(print) = self.print else { return false };
+        let found = File::open(data_path(folder, self.number)).and_then(|file| Print::of(&file));
+        found.is_ok_and(|(found, _)| found == print)
+    }
+
     /// Write it beside the data.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let path = path_of(folder, self.number);
@@ -111,13 +123,17 @@ impl Note {
     }
 }
 
+fn data_path(folder: &Path, number: SpoolNumber) -> PathBuf {
+    folder.join(format!("{number}.data"))
+}
+
 fn path_of(folder: &Path, number: SpoolNumber) -> PathBuf {
     folder.join(format!("{number}.json"))
 }
 
 /// Remove the data and the note of a file.
 pub(super) fn remove(folder: &Path, number: SpoolNumber) -> io::Result<()> {
-    for path in [folder.join(format!("{number}.data")), path_of(folder, number)] {
+    for path in [data_path(folder, number), path_of(folder, number)] {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -158,8 +174,9 @@ pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let has_data = |note: &Note| folder.join(format!("{}.data", note.number)).exists();
-    Ok(journal::unfinished(&text).into_iter().filter(has_data).collect())
+    let has_data = |note: &Note| data_path(folder, note.number).exists();
+    let is_saved = |note: &Note| note.state == State::Interrupted && note.is_as_printed(folder);
+    Ok(journal::unfinished(&text).into_iter().filter(|note| has_data(note) && !is_saved(note)).collect())
 }
 
 /// What the mount that uses a folder could not save and tries again, as far as its journal tells.

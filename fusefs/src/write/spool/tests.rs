@@ -15,6 +15,7 @@ fn note(number: SpoolNumber) -> Note {
         appended: false,
         changed: None,
         since: None,
+        print: None,
         state: State::Failed,
         error: None,
     }

@@ -13,7 +13,7 @@ use crate::write::outbox::Delivered;
 use crate::write::pieces::Stamp;
 
 /// Segments sent early that were then written again, after which no more are.
-const WASTED_MOST: u32 = 4;
+pub(super) const WASTED_MOST: u32 = 4;
 
 /// A segment that is sent before anybody asked for the file to be saved; none if that failed.
 pub type Early = Shared<BoxFuture<'static, Option<Arc<Delivered>>>>;
@@ -21,7 +21,7 @@ pub type Early = Shared<BoxFuture<'static, Option<Arc<Delivered>>>>;
 impl Unsaved {
     /// A segment that is sent as it was at `stamp`; forgotten if it was written since.
     pub fn sends_early(&self, range: ByteRange, stamp: Stamp, early: Early) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         if inner.pieces.is_unsaved(range) && inner.pieces.is_as_at(range, stamp) {
             inner.early.insert(range.start, early);
         }

@@ -25,20 +25,20 @@ impl Unsaved {
     ///
     /// Shape: false: something is unsaved, and nothing was done.
     pub fn meet(&self, base: &Base) -> bool {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         if inner.is_dirty() {
             return false;
         }
         // An answer may be older than what was saved since it was asked for.
         if inner.base.version < base.version {
-            inner.restart(base.clone());
+            self.outdate(&mut inner, base);
         }
         true
     }
 
     /// The base was replaced on purpose: what is unsaved lies over the new one.
     pub fn replaced(&self, base: Base) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         let pieces = inner.pieces.over_base(base.manifest.size());
         inner.stand_on(base, pieces);
         inner.clear_spool();
@@ -47,8 +47,15 @@ impl Unsaved {
 
     /// What was unsaved at `stamp` is given up, as another file has it: this one is `base`, with what was written since.
     pub fn give_up(&self, stamp: Stamp, base: Base) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         inner.pieces.settle(stamp);
+        if inner.passed.is_some() {
+            // The kernel goes on with the data file: what it writes is not over the other version, and never replaces it.
+            inner.timed = inner.timed.filter(|at| *at > stamp);
+            self.outdate(&mut inner, &base);
+            inner.early.clear();
+            return self.tell_anew(&mut inner);
+        }
         if !inner.pieces.is_dirty() {
             return inner.restart(base);
         }
@@ -61,14 +68,14 @@ impl Unsaved {
 
     /// All that is unsaved is given up; whoever calls this has kept it elsewhere.
     pub fn give_all_up(&self) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         let base = inner.base.clone();
         inner.restart(base);
     }
 
     /// Put what was appended behind another base; nothing is done if something else was written meanwhile.
     pub fn rebase(&self, base: Base) -> io::Result<Rebased> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         if !inner.is_appended() {
             return Ok(Rebased::NotAppended);
         }
@@ -92,18 +99,20 @@ impl Unsaved {
 impl Inner {
     /// All that is unsaved was appended.
     pub(super) fn is_appended(&self) -> bool {
-        self.not_appended.is_none() && self.pieces.is_append_to(self.base.manifest.size())
+        self.passed.is_none() && self.not_appended.is_none() && self.pieces.is_append_to(self.base.manifest.size())
     }
 
     /// Have these pieces over another base.
     pub(super) fn stand_on(&mut self, base: Base, pieces: Pieces) {
         (self.base, self.pieces, self.allocated) = (base, pieces, None);
+        self.whole = false;
     }
 
     pub(super) fn restart(&mut self, base: Base) {
         let pieces = Pieces::new(base.manifest.size());
         self.stand_on(base, pieces);
         (self.file, self.told, self.trouble) = (None, Told::Nothing, None);
+        self.passed = None;
         self.moves += 1;
         (self.modified_ns, self.changed_ns, self.accessed_ns) = (None, None, None);
         (self.not_appended, self.timed) = (None, None);

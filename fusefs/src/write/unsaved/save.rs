@@ -34,6 +34,8 @@ pub struct Save {
     pub appended: bool,
     /// What was sent already, by where it begins.
     pub early: BTreeMap<u64, Early>,
+    /// What was sent and may have changed since: to be held until the commit, as seeders are sent nothing twice.
+    pub held: Vec<Early>,
     /// What is sent as one segment each, whatever it was made of.
     pub joined: Option<Joined>,
 }
@@ -76,14 +78,21 @@ impl Save {
 
 impl Unsaved {
     /// Begin to save it. None: nothing is unsaved.
+    ///
+    /// Shape: where the kernel writes it by itself, what [`Self::waits`] gave is waited for first; otherwise it is unsaved
+    ///        again when this save is done.
     pub fn begin_save(&self) -> Option<Save> {
+        // Not `locked`: the time that was seen before the waiting is the one that counts.
         let mut inner = self.inner.lock();
+        let again = inner.absorb_to_save();
         if !inner.is_dirty() {
             return None;
         }
         let stamp = inner.stamp;
         inner.stamp += 1;
-        Some(Save {
+        let early = inner.early.clone();
+        let is_sure = inner.passed.is_none();
+        let save = Save {
             stamp,
             base: inner.base.clone(),
             pieces: inner.pieces.clone(),
@@ -92,14 +101,19 @@ impl Unsaved {
             changed_ns: inner.changed_ns.unwrap_or_default(),
             accessed_ns: inner.accessed_ns,
             appended: inner.is_appended(),
-            early: inner.early.clone(),
+            early: if is_sure { early.clone() } else { BTreeMap::new() },
+            held: if is_sure { Vec::new() } else { early.into_values().collect() },
             joined: None,
-        })
+        };
+        if again {
+            inner.change_behind();
+        }
+        Some(save)
     }
 
     /// Tell the journal that what is unsaved now is being saved: if this process dies, the next one goes on.
     pub fn tell_saving(&self) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         if let (Some(file), Some(note)) =
             (inner.file.clone(), self.note_of(&inner, State::Saving, inner.trouble.clone()))
         {
@@ -110,7 +124,7 @@ impl Unsaved {
 
     /// Saving it failed: tell the journal why, for a person who asks meanwhile.
     pub fn tell_failed(&self, why: &str) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         inner.trouble = Some(why.to_owned());
         // Not anew that it is being saved: nobody has asked for what was written since.
         if let Some(file) = inner.file.as_ref().filter(|_| inner.told != Told::Nothing) {
@@ -120,7 +134,7 @@ impl Unsaved {
 
     /// What was unsaved at `stamp` is saved, and is the base from now on.
     pub fn settle(&self, stamp: Stamp, base: Base) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
         inner.pieces.settle(stamp);
         (inner.base, inner.trouble) = (base, None);
         inner.not_appended = inner.not_appended.filter(|at| *at > stamp);
@@ -134,7 +148,7 @@ impl Unsaved {
 
     /// Whether nothing of a range was changed after `stamp`.
     pub fn is_as_at(&self, range: ByteRange, stamp: Stamp) -> bool {
-        self.inner.lock().pieces.is_as_at(range, stamp)
+        self.locked().pieces.is_as_at(range, stamp)
     }
 
     /// Whether all bytes of a range are in the spool now, saved or not.
@@ -145,7 +159,12 @@ impl Unsaved {
 
     /// The base has these in one: what of the spool is saved there is not needed any more.
     pub fn leave_to_base(&self, runs: &[ByteRange]) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.locked();
+        // The kernel reads the data file by itself.
+        if inner.passed.is_some() {
+            return;
+        }
+        inner.whole = false;
         let saved: Vec<ByteRange> = runs.iter().flat_map(|run| inner.pieces.leave_to_base(*run)).collect();
         inner.moves += 1;
         if let Some(file) = inner.file.clone() {

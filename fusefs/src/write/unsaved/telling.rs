@@ -96,7 +96,7 @@ impl Unsaved {
     /// Tell the journal what is unsaved now, over which base.
     pub(super) fn tell_anew(&self, inner: &mut Inner) {
         let Some(file) = inner.file.clone() else { return };
-        if !inner.pieces.is_dirty() {
+        if !inner.pieces.is_dirty() && inner.passed.is_none() {
             inner.told = Told::Nothing;
             return file.saved();
         }
@@ -108,14 +108,20 @@ impl Unsaved {
 
     /// What a person or the next process is told of it.
     pub fn note(&self, state: State, error: Option<String>) -> Option<Note> {
-        self.note_of(&self.inner.lock(), state, error)
+        self.note_of(&self.locked(), state, error)
     }
 
     pub(super) fn note_of(&self, inner: &Inner, state: State, error: Option<String>) -> Option<Note> {
         let number = inner.file.as_ref()?.number();
         let changed = inner.pieces.changed().into_iter();
         let changed = changed.map(|(range, source)| (range.start, range.len(), source == Source::Spool)).collect();
-        Some(Note { changed: Some(changed), since: None, state, error, ..self.blank(inner, number) })
+        let blank = self.blank(inner, number);
+        // Of what the kernel writes from now on nobody tells: only the print does.
+        let (since, print) = match &inner.passed {
+            Some(passed) => (blank.since.clone(), Some(passed.print)),
+            None => (None, None),
+        };
+        Some(Note { changed: Some(changed), since, print, state, error, ..blank })
     }
 
     /// Its data file, made if there is none.
@@ -157,6 +163,7 @@ impl Unsaved {
             appended: inner.not_appended.is_none(),
             changed: None,
             since: Some(inner.since()),
+            print: inner.print_if_saved(),
             state: State::Interrupted,
             error: None,
         }
@@ -166,6 +173,9 @@ impl Unsaved {
 impl Inner {
     /// What the data file does not tell of it.
     pub(super) fn since(&self) -> Since {
+        if self.whole {
+            return Since { size: self.pieces.size(), holes: vec![(0, u64::MAX)], parts: Vec::new() };
+        }
         let ends = |range: ByteRange| (range.start, range.end);
         let holes = self.pieces.changed().into_iter().filter(|(_, source)| *source == Source::Hole);
         let block = self.file.as_ref().map(|file| file.block_bytes());

@@ -94,7 +94,7 @@ fn the_next_process_goes_on_where_this_one_died() {
     let folder = tempfile::tempdir().unwrap();
     let file = unsaved(&folder, 10);
     file.write(At::Offset(20), b"abc", 9).unwrap();
-    file.punch(ByteRange::at(0, 5), 9);
+    file.punch(ByteRange::at(0, 5), 9).unwrap();
     let note = file.note(State::Saving, None).unwrap();
     file.tell_saving();
     let want = file.begin_save().unwrap().pieces.changed();
@@ -150,7 +150,7 @@ fn sizes_and_holes_of_what_nobody_asked_to_save_are_not_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let file = unsaved(&folder, 100 * KIB);
     file.write(At::Offset(8 * KIB), &[1; 4096], 0).unwrap();
-    file.punch(ByteRange::at(40 * KIB, 4 * KIB), 0);
+    file.punch(ByteRange::at(40 * KIB, 4 * KIB), 0).unwrap();
     file.resize(60 * KIB, 0).unwrap();
     file.resize(80 * KIB, 0).unwrap();
     file.write(At::Offset(64 * KIB), &[2; 4096], 0).unwrap();
@@ -196,7 +196,7 @@ fn what_is_cut_or_punched_after_a_save_is_told() {
         file.tell_saving();
         file.settle(file.begin_save().unwrap().stamp, base(2, 50_000));
         match punched {
-            true => file.punch(ByteRange::at(4096, 4096), 0),
+            true => file.punch(ByteRange::at(4096, 4096), 0).unwrap(),
             false => file.resize(4096, 0).unwrap(),
         }
         let (state, pieces) = resumed(&folder, file, base(2, 50_000));
@@ -240,7 +240,7 @@ proptest::proptest! {
         for (what, start, length) in steps {
             match what {
                 0 => drop(file.write(At::Offset(start), &vec![1; usize::try_from(length).unwrap()], 0).unwrap()),
-                1 => file.punch(ByteRange::at(start, length), 0),
+                1 => file.punch(ByteRange::at(start, length), 0).unwrap(),
                 2 => file.resize(start, 0).unwrap(),
                 3 => file.replaced(base_of_extents(3, 7, 40)),
                 _ => drop(file.write(At::End, &[1; 30], 0).unwrap()),
@@ -328,7 +328,7 @@ proptest::proptest! {
                     bytes[at..end].fill(number);
                 }
                 4 => {
-                    file.punch(ByteRange::at(start, length), 0);
+                    file.punch(ByteRange::at(start, length), 0).unwrap();
                     let end = end.min(bytes.len());
                     bytes[at.min(end)..end].fill(0);
                 }

@@ -24,7 +24,7 @@ fn set(outbox: &FakeOutbox, up: usize, known: usize, wanted: usize) {
 
 /// Write a new version of a file and close it.
 async fn save(bench: &Bench, inode: InodeNumber, bytes: &[u8]) {
-    let handle = bench.fs.open_to_write(inode, true).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, true).await.unwrap().handle;
     bench.fs.write(inode, At::Offset(0), bytes, 0).unwrap();
     bench.fs.flush(inode).await.unwrap();
     bench.fs.release(handle);
@@ -136,7 +136,7 @@ async fn what_is_kept_is_where_it_was_sent_from_though_the_file_had_it_elsewhere
     set(&outbox, 2, 2, 2);
     let inode = file(&bench, b"sameelse").await;
     set(&outbox, 1, 2, 2);
-    let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+    let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
     bench.fs.write(inode, At::Offset(4), b"same", 0).unwrap();
     bench.fs.flush(inode).await.unwrap();
     bench.fs.release(handle);
@@ -179,7 +179,7 @@ async fn an_fsync_sends_to_others_what_a_seeder_does_not_write_out_in_time() {
         let (bench, outbox, _folder) = Bench::writing_with(1 << 20, short).await;
         let inode = bench.swarm.make(ROOT, "file", Kind::File);
         bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
-        bench.fs.open_to_write(inode, false).await.unwrap();
+        bench.fs.open_cached(inode, false).await.unwrap();
         bench.fs.write(inode, At::Offset(0), b"bytes", 0).unwrap();
         if closed {
             bench.fs.flush(inode).await.unwrap();
@@ -199,7 +199,7 @@ async fn an_fsync_sends_again_what_a_seeder_lost_since_it_was_closed() {
         let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
         let inode = bench.swarm.make(ROOT, "file", Kind::File);
         bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
-        let handle = bench.fs.open_to_write(inode, false).await.unwrap().handle;
+        let handle = bench.fs.open_cached(inode, false).await.unwrap().handle;
         bench.fs.write(inode, At::Offset(0), b"bytes", 0).unwrap();
         bench.fs.flush(inode).await.unwrap();
         if reopened {
