@@ -5,11 +5,11 @@ use std::process::{Child, Command, Output, Stdio};
 
 use swarm_fusefs::mount::{status, table};
 
-use super::swarm::{Swarm, eventually};
+use super::swarm::{Swarm, eventually, run, start};
 
 fn swarmfs(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swarmfs"));
-    command.args(arguments).env_remove("SWARM_TRACKER").stdin(Stdio::null()).output().unwrap()
+    run(command.args(arguments).env_remove("SWARM_TRACKER")).unwrap()
 }
 
 fn exit_and_error(output: &Output) -> (i32, String) {
@@ -22,13 +22,13 @@ struct Detach<'a>(&'a Path);
 impl Drop for Detach<'_> {
     fn drop(&mut self) {
         if table::at(self.0).ok().flatten().is_some() {
-            Command::new("umount").arg("-l").arg(self.0).status().ok();
+            run(Command::new("umount").arg("-l").arg(self.0)).ok();
         }
     }
 }
 
 fn end(mut child: Child, signal: &str) -> i32 {
-    Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    run(Command::new("kill").args([signal, &child.id().to_string()])).unwrap();
     child.wait().unwrap().code().unwrap_or(-1)
 }
 
@@ -76,7 +76,7 @@ fn what_a_killed_daemon_leaves_behind_is_cleared_by_the_next_mount() {
     };
     assert_eq!(exit_and_error(&mount()), (0, String::new()));
     let pid = status::of_mount(&folder).unwrap().pid;
-    Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    run(Command::new("kill").args(["-9", &pid.to_string()])).unwrap();
     eventually("the mount is dead", || std::fs::read(folder.join("file")).is_err());
     let again = mount();
     assert_eq!(exit_and_error(&again), (0, String::new()));
@@ -92,16 +92,10 @@ fn in_the_foreground_a_signal_unmounts() {
     for signal in ["-TERM", "-INT"] {
         let folder = swarm.folder("m");
         let _detach = Detach(&folder);
-        let child = Command::new(env!("CARGO_BIN_EXE_swarmfs"))
-            .args(["mount", "--foreground", "--listen", "127.0.0.1:0", "--cache-dir"])
-            .arg(swarm.folder("cache"))
-            .arg(swarm.address())
-            .arg(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swarmfs"));
+        command.args(["mount", "--foreground", "--listen", "127.0.0.1:0", "--cache-dir"]);
+        command.arg(swarm.folder("cache")).arg(swarm.address()).arg(&folder);
+        let child = start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())).unwrap();
         eventually("it is mounted", || folder.join("file").exists());
         assert_eq!(end(child, signal), 0);
         assert!(table::at(&folder).unwrap().is_none());

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use swarm_fusefs::mount::MountConfig;
 
-use super::swarm::{Mounted, SEGMENT, Swarm, close, eventually, noise};
+use super::swarm::{Mounted, SEGMENT, Swarm, close, eventually, no_program_starts, noise, run};
 
 const MIB: usize = 1024 * 1024;
 const STALE: Option<i32> = Some(116);
@@ -298,7 +298,7 @@ os.close(seen)
 mine[40:44] = b'late'
 os.close(both)
 ";
-    let run = Command::new("python3").args(["-c", script]).arg(one.path("file")).arg(two.path("file")).output();
+    let run = run(Command::new("python3").args(["-c", script]).arg(one.path("file")).arg(two.path("file")));
     let ended = match run {
         Err(error) => return eprintln!("skipped: maps are made by python3, which does not start: {error}"),
         Ok(ended) => ended,
@@ -350,6 +350,7 @@ fn only_handles_that_begin_a_file_and_cannot_be_mapped_are_passed() {
 
 #[test]
 fn of_two_mounts_the_one_that_was_slower_finds_its_bytes_in_a_conflict_copy() {
+    let _quiet = no_program_starts();
     let swarm = Swarm::new(1);
     let (one, two) = (passing(&swarm, "one"), swarm.mount("two"));
     if is_skipped(&one) {
@@ -377,6 +378,7 @@ fn of_two_mounts_the_one_that_was_slower_finds_its_bytes_in_a_conflict_copy() {
 
 #[test]
 fn an_open_beside_a_passed_handle_sees_what_another_mount_saved() {
+    let _quiet = no_program_starts();
     let swarm = Swarm::new(1);
     let (one, two) = (passing(&swarm, "one"), swarm.mount("two"));
     if is_skipped(&one) {
@@ -602,6 +604,7 @@ fn random(swarm: &Swarm, one: &Mounted<'_>, two: &Mounted<'_>, seed: u64) {
 
 #[test]
 fn random_operations_through_several_handles_make_no_difference() {
+    let _quiet = no_program_starts();
     let swarm = Swarm::new(2);
     let (one, two) = (passing(&swarm, "one"), swarm.mount("two"));
     if is_skipped(&one) {

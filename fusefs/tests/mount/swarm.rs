@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::{RwLock, RwLockReadGuard};
 use prometheus::Registry;
 use swarm_fusefs::mount::{Mount, MountConfig, MountError};
 use swarm_proto::settings::Span;
@@ -310,6 +312,26 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// close(2), and what it said: dropping a file does not tell.
 pub(crate) fn close(file: File) -> std::io::Result<()> {
     nix::unistd::close(file).map_err(std::io::Error::from)
+}
+
+/// Held for writing while a program is started, since that closes once more what is open here, and so saves it; for
+/// reading by whoever tells saved from unsaved.
+static STARTS: RwLock<()> = RwLock::new(());
+
+/// Until this is dropped, no test starts a program.
+pub(crate) fn no_program_starts() -> RwLockReadGuard<'static, ()> {
+    STARTS.read()
+}
+
+/// Start a program while nobody minds.
+pub(crate) fn start(command: &mut Command) -> std::io::Result<Child> {
+    let _alone = STARTS.write();
+    command.spawn()
+}
+
+/// The same, and wait for what it says.
+pub(crate) fn run(command: &mut Command) -> std::io::Result<Output> {
+    start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
 }
 
 #[track_caller]

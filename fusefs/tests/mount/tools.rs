@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::swarm::{SEGMENT, Swarm, noise};
+use super::swarm::{self, SEGMENT, Swarm, noise};
 
 fn run(program: &str, arguments: &[&str], at: &Path) -> String {
-    let output = Command::new(program).args(arguments).current_dir(at).output();
+    let output = swarm::run(Command::new(program).args(arguments).current_dir(at));
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
     let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{said}\n{complained}", output.status);

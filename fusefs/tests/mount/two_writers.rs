@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::swarm::{Mounted, Swarm, close, eventually, noise};
+use super::swarm::{Mounted, Swarm, close, eventually, no_program_starts, noise};
 
 const STALE: Option<i32> = Some(116);
 
@@ -32,6 +32,7 @@ fn conflict_copies(mounted: &Mounted<'_>, name: &str) -> Vec<PathBuf> {
 
 #[test]
 fn of_two_writers_one_wins_and_the_other_finds_its_bytes_in_a_conflict_copy() {
+    let _quiet = no_program_starts();
     let swarm = Swarm::new(2);
     let (one, two) = (swarm.mount("one"), swarm.mount("two"));
     let base = noise(1, 5_000_000);
@@ -72,6 +73,7 @@ fn of_two_writers_one_wins_and_the_other_finds_its_bytes_in_a_conflict_copy() {
 
 #[test]
 fn the_loser_of_a_race_may_be_told_by_fsync_and_go_on_with_the_handle() {
+    let _quiet = no_program_starts();
     let swarm = Swarm::new(1);
     let (one, two) = (swarm.mount("one"), swarm.mount("two"));
     std::fs::write(one.path("file"), b"base").unwrap();

@@ -9,7 +9,7 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 
-use super::swarm::{Mounted, SEGMENT, Swarm, close, eventually, noise};
+use super::swarm::{Mounted, SEGMENT, Swarm, close, eventually, noise, run};
 
 const MIB: usize = 1024 * 1024;
 
@@ -115,8 +115,8 @@ fn a_file_is_changed_in_the_middle_appended_to_cut_and_stretched() {
 }
 
 fn rustix_truncate(path: &Path, length: u64) {
-    let done = Command::new("truncate").arg(format!("--size={length}")).arg(path).status().unwrap();
-    assert!(done.success());
+    let done = run(Command::new("truncate").arg(format!("--size={length}")).arg(path)).unwrap();
+    assert!(done.status.success());
 }
 
 #[test]
@@ -227,7 +227,7 @@ os.close(fd)
 view[299990:299996] = b'closed'
 view.close()
 ";
-    let run = Command::new("python3").args(["-c", script]).arg(one.path("file")).arg(two.path("file")).output();
+    let run = run(Command::new("python3").args(["-c", script]).arg(one.path("file")).arg(two.path("file")));
     let ended = match run {
         Err(error) => return eprintln!("skipped: maps are made by python3, which does not start: {error}"),
         Ok(ended) => ended,

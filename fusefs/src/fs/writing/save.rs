@@ -101,6 +101,11 @@ impl FileSystem {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
                 }
+                // The tracker does not answer: it may be back in time.
+                Err(Setback::Failed(Errno::TIMEDOUT)) if Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
+                }
                 Err(Setback::Failed(error)) => return Err(error),
                 Err(Setback::Raced(winner)) => {
                     let version = self.version_of(&winner, None).await?;
