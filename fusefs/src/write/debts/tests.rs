@@ -1,3 +1,5 @@
+//! What is owed to seeders is remembered over a restart, swarm by swarm, and bytes are kept only as long as it is.
+
 use super::*;
 use crate::write::Spool;
 use crate::write::spool::{Note, State};
