@@ -185,6 +185,8 @@ impl Debts {
         if debt.parts.is_empty() {
             return;
         }
+        // Of what all have, and of which others wait for another seeder too, there is nothing to do now.
+        let is_news = debt.is_at_risk() || tried.is_none() || inner.book.of_swarm(&debt.swarm).next().is_none();
         inner.book.add(debt.clone(), tried);
         match debt.is_at_risk() {
             true => inner.tell(&self.folder, &Event::Owes(debt)),
@@ -192,7 +194,9 @@ impl Debts {
             false => drop(inner.untold.insert(debt.key())),
         }
         drop(inner);
-        self.more.notify_one();
+        if is_news {
+            self.more.notify_one();
+        }
     }
 
     fn has_room(&self) -> bool {

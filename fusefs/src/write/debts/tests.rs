@@ -1,5 +1,7 @@
 //! What is owed to seeders is remembered over a restart, swarm by swarm, and bytes are kept only as long as it is.
 
+use futures::FutureExt;
+
 use super::*;
 use crate::write::Spool;
 use crate::write::spool::{Note, State};
@@ -115,6 +117,24 @@ fn what_all_seeders_have_is_remembered_without_a_write() {
     assert!(!debts.is_empty("s"));
     assert_eq!(std::fs::metadata(folder.path().join(JOURNAL)).unwrap().len(), 0);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn nobody_is_woken_by_more_of_what_waits_for_another_seeder() {
+    let folder = tempfile::tempdir().unwrap();
+    let debts = Debts::open(folder.path(), 0.0).unwrap();
+    let add = |at_risk, tried| {
+        debts.add(debtor(), vec![Lacking { segment: segment(b"one"), at_risk, bytes: None }], tried);
+    };
+    let is_woken = || debts.more().now_or_never().is_some();
+    add(false, Some(Vec::new()));
+    assert!(is_woken(), "the first one is waited for");
+    add(false, Some(Vec::new()));
+    assert!(!is_woken());
+    add(false, None);
+    assert!(is_woken(), "a seeder that is up may lack it");
+    add(true, Some(Vec::new()));
+    assert!(is_woken(), "it could be lost");
 }
 
 #[test]

@@ -124,7 +124,7 @@ async fn store_small(
     let request = || {
         let data = match pieces {
             [(_, bytes)] => bytes.clone(),
-            pieces => pieces.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect(),
+            pieces => pieces.iter().map(|(_, bytes)| &bytes[..]).collect::<Vec<_>>().concat().into(),
         };
         v1::StoreSmallRequest { number, header: Some(header(pieces, &[], level, keep)), data }
     };
