@@ -285,8 +285,8 @@ impl Mount {
             tracing::error!(%error, "register the counters of the mount");
         }
         let (following, stopped) = (fs.clone(), stop.clone());
-        // Where they come in: each would wake another thread, and one comes for each change of this mount's own, too.
-        tasks.spawn_on(async move { following.follow_changes(stopped).await }, &names);
+        // Not on the thread of names: what is new may have to be told to the kernel, which may wait for an answer of that thread.
+        tasks.spawn(async move { following.follow_changes(stopped).await });
         tasks.spawn(fs.clone().resume_saves(stop.clone()));
         tasks.spawn(fs.clone().pay_debts(stop.clone()));
         if passes_writes {
