@@ -214,7 +214,7 @@ impl Filesystem for Operations {
     }
 
     fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY || writing::truncates(flags) {
             return self.open_to_write(inode, flags, reply);
         }
         if inode == status_file::INODE {
@@ -236,6 +236,9 @@ impl Filesystem for Operations {
                     reply.error(errno(error));
                 }
                 Ok(opened) => {
+                    if writing::executes(flags) {
+                        fs.runs(opened.handle);
+                    }
                     let handle = FileHandle(opened.handle);
                     match opened.mode {
                         Mode::Cached { keep_pages } => {

@@ -20,6 +20,7 @@ mod directories;
 mod own_change;
 mod places;
 mod reading;
+mod running;
 mod siblings;
 mod watch;
 mod writing;
@@ -114,6 +115,7 @@ pub struct FileSystem {
     known: Mutex<Known>,
     manifests: Mutex<LruCache<ManifestDigest, Arc<Manifest>>>,
     open: OpenFiles,
+    running: running::Running,
     directories: Directories,
     siblings: Mutex<Siblings>,
     /// Who keeps files that lose their last name while they are open here.
@@ -149,6 +151,7 @@ impl FileSystem {
             known: Mutex::new(Known::new(config.metadata_ttl, KNOWN_MOST)),
             manifests: Mutex::new(LruCache::new(MANIFESTS_MOST)),
             open: OpenFiles::new(config.no_passthrough.clone(), config.no_passed_writes.clone()),
+            running: running::Running::default(),
             directories: Directories::default(),
             siblings: Mutex::new(Siblings::new()),
             capacity: Mutex::new(None),

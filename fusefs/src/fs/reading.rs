@@ -104,8 +104,21 @@ impl FileSystem {
         Ok(bytes)
     }
 
+    /// A program was started through an open handle: until that is closed, the file is a running program's.
+    pub fn runs(&self, handle: u64) {
+        if let Some(inode) = self.open.inode_of(handle) {
+            self.running.begin(handle, inode);
+        }
+    }
+
+    /// Whether a program that was started on this mount runs from a file.
+    pub fn is_run(&self, inode: InodeNumber) -> bool {
+        self.running.has(inode)
+    }
+
     /// Close a file.
     pub fn release(self: &Arc<Self>, handle: u64) {
+        self.running.end(handle);
         if let Some(inode) = self.open.inode_of(handle) {
             self.leave(handle, inode);
             self.tell_closed(inode);

@@ -29,6 +29,8 @@ mod flag {
     pub(super) const DIRECT: i32 = 0o40_000;
     /// O_DSYNC, which O_SYNC has too.
     pub(super) const DATA_SYNC: i32 = 0o10_000;
+    /// What the kernel adds where it opens a program to run it.
+    pub(super) const EXECUTE: i32 = 0o40;
 }
 
 /// Flags of fallocate(2).
@@ -44,7 +46,11 @@ impl Operations {
             return reply.error(fuser::Errno::EPERM);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let (truncate, limit) = (flags.0 & flag::TRUNCATE != 0, self.metadata_limit() * 2);
+        let (truncate, limit) = (truncates(flags), self.metadata_limit() * 2);
+        if flags.0 & flag::ACCESS == 0 && fs.is_run(inode) {
+            // The kernel says so too, but only after this was answered and its pages are gone from under the program.
+            return reply.error(fuser::Errno::ETXTBSY);
+        }
         let task = async move {
             let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
             let work = fs.open_to_write(inode, truncate, writer(flags.0), back);
@@ -189,6 +195,16 @@ pub(super) fn how_passed(flags: i32) -> FopenFlags {
 }
 
 /// What a handle with these flags may do.
+/// Whether an open empties the file, which one that only reads may do too.
+pub(super) fn truncates(flags: OpenFlags) -> bool {
+    flags.0 & flag::TRUNCATE != 0
+}
+
+/// Whether a program is to be run.
+pub(super) fn executes(flags: OpenFlags) -> bool {
+    flags.0 & flag::EXECUTE != 0
+}
+
 fn writer(flags: i32) -> Writer {
     match flags & flag::ACCESS == flag::WRITE_ONLY {
         false => Writer::Reads,

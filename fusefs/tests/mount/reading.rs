@@ -1,12 +1,15 @@
 //! Bytes: whole files, pieces, holes, many readers, the cache.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use swarm_proto::Extent;
 
-use super::swarm::{SEGMENT, Swarm, eventually, noise};
+use super::swarm::{SEGMENT, Swarm, eventually, no_program_starts, noise, start};
 
 const CHUNK: usize = 16 * 1024;
 
@@ -123,4 +126,30 @@ fn what_nobody_holds_ends_in_an_error_and_comes_back() {
     eventually("it is read again, with no remount", || {
         std::fs::read(mounted.path("file")).is_ok_and(|got| got == bytes)
     });
+}
+
+#[test]
+fn a_handle_that_only_reads_empties_a_file_but_not_under_a_program_that_runs() {
+    let swarm = Swarm::new(2);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    let (program, bytes) = (one.path("program"), std::fs::read("/bin/sleep").unwrap());
+    {
+        // A child of another test would hold the handle that writes, and nothing runs while there is one.
+        let _none = no_program_starts();
+        std::fs::write(&program, &bytes).unwrap();
+    }
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let empty = || open(&program, OFlags::RDONLY | OFlags::TRUNC, Mode::empty());
+    let mut child = start(Command::new(&program).arg("60")).unwrap();
+    for _ in 0..10 {
+        assert_eq!(empty().unwrap_err(), Errno::TXTBSY);
+    }
+    assert!(child.try_wait().unwrap().is_none(), "it goes on");
+    assert!(std::fs::read(&program).unwrap() == bytes);
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    eventually("the kernel has let go of the program", || empty().is_ok());
+    assert_eq!(std::fs::read(&program).unwrap(), b"");
+    assert_eq!(std::fs::read(two.path("program")).unwrap(), b"");
 }

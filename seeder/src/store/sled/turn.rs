@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 /// Work that takes longer says that the disk is slow.
 const LONG: Duration = Duration::from_millis(10);
 /// How long it is believed to be.
-const SLOW_FOR: Duration = Duration::from_secs(2);
+const SLOW_FOR: Duration = Duration::from_millis(250);
 
 /// See the module.
 pub(super) struct Turn {
