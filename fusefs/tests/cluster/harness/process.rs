@@ -205,6 +205,17 @@ impl Drop for Daemon {
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
     assert!(sent.success(), "send SIG{name}");
+    if name == "STOP" {
+        // One of its threads is told, and tells the others: on a busy machine they go on for a moment.
+        eventually("all its threads have stopped", Duration::from_secs(10), || is_stopped(child));
+    }
+}
+
+fn is_stopped(child: &Child) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let status =
+        |thread: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(thread.ok()?.path().join("status")).ok();
+    threads.filter_map(status).all(|status| status.lines().any(|line| line.starts_with("State:\tT")))
 }
 
 /// A plain HTTP GET: code and body.
