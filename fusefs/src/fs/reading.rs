@@ -107,6 +107,7 @@ impl FileSystem {
     /// Close a file.
     pub fn release(self: &Arc<Self>, handle: u64) {
         if let Some(inode) = self.open.inode_of(handle) {
+            self.look_for_stores(inode);
             self.leave(handle, inode);
             self.tell_closed(inode);
         }
