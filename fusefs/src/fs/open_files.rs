@@ -5,7 +5,10 @@
 //!   passes reads through to that or caches pages, never both (it would refuse with EIO);
 //! * all handles of an inode read the newest version that was opened on this mount, except those that
 //!   the kernel passes through, which stay with theirs;
-//! * an open keeps the pages that the kernel has only if they are of the very version it opens.
+//! * an open keeps the pages that the kernel has only if they are of the very version it opens;
+//! * a version that somebody has stored into, by a map of it, is passed through to nobody who opens it after that.
+
+mod stores;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -20,6 +23,7 @@ use swarm_proto::InodeNumber;
 
 use super::content::{OpenContent, Version};
 use super::node::Node;
+use stores::Whole;
 
 /// Inodes of whose pages the version is remembered; for others an open drops them.
 const PAGES_REMEMBERED: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
@@ -77,6 +81,8 @@ struct OpenInode {
 struct Passthrough {
     backing: Backing,
     of: Backed,
+    /// Where it is a file of the cache.
+    whole: Option<Whole>,
     /// Of both kinds: the kernel keeps the backing file until the last one is closed.
     handles: usize,
 }
@@ -86,6 +92,8 @@ struct Handle {
     content: Arc<dyn OpenContent>,
     version: u64,
     how: How,
+    /// It was open while somebody stored into a file of the cache by a map, and not read by the kernel itself.
+    may_have_stored: bool,
 }
 
 /// What a backing file is.
@@ -148,7 +156,9 @@ impl OpenFiles {
         back: impl FnOnce(&File) -> io::Result<Backing>,
     ) -> Opened {
         self.open_for(Backed::Version(node.version), node, version, content.clone(), joins, || {
-            content.complete_file().map(|file| back(&file))
+            let file = content.complete_file()?;
+            let whole = Whole::new(file.clone());
+            Some(back(&file).map(|backing| (backing, Some(whole))))
         })
     }
 
@@ -164,7 +174,7 @@ impl OpenFiles {
         joins: impl FnOnce() -> bool,
         pass: impl FnOnce() -> Option<io::Result<Backing>>,
     ) -> Opened {
-        self.open_for(Backed::Spool, node, version, content, joins, pass)
+        self.open_for(Backed::Spool, node, version, content, joins, || Some(pass()?.map(|backing| (backing, None))))
     }
 
     fn open_for(
@@ -174,11 +184,12 @@ impl OpenFiles {
         version: Version,
         content: Arc<dyn OpenContent>,
         joins: impl FnOnce() -> bool,
-        back: impl FnOnce() -> Option<io::Result<Backing>>,
+        back: impl FnOnce() -> Option<io::Result<(Backing, Option<Whole>)>>,
     ) -> Opened {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         let inode = node.inode;
+        let stored_to = inner.look_for_stores(inode);
         let number = node.version;
         let entry = inner.inodes.entry(inode).or_insert_with(|| OpenInode {
             node: node.clone(),
@@ -199,6 +210,7 @@ impl OpenFiles {
             Backed::Spool => (&mut inner.no_passed_writes, entry.handles > 0),
         };
         let how = match &mut entry.passthrough {
+            Some(_) if stored_to => How::Direct,
             Some(passthrough) if passthrough.of == wanted && wanted == Backed::Version(newest) => How::Passthrough,
             // The kernel's pages would not be those that it writes: splice(2) of a handle in direct mode reads them.
             Some(passthrough) if passthrough.of == Backed::Spool && joins() => How::Passthrough,
@@ -206,8 +218,8 @@ impl OpenFiles {
             None if is_taken || number != newest || forbidden.is_some() => How::Cached,
             None => match back() {
                 None => How::Cached,
-                Some(Ok(backing)) => {
-                    entry.passthrough = Some(Passthrough { backing, of: wanted, handles: 0 });
+                Some(Ok((backing, whole))) => {
+                    entry.passthrough = Some(Passthrough { backing, of: wanted, whole, handles: 0 });
                     How::Passthrough
                 }
                 Some(Err(error)) => {
@@ -239,7 +251,7 @@ impl OpenFiles {
         };
         let handle = inner.next_handle;
         inner.next_handle += 1;
-        inner.handles.insert(handle, Handle { inode, content, version: number, how });
+        inner.handles.insert(handle, Handle { inode, content, version: number, how, may_have_stored: false });
         Opened { handle, mode, attributes_changed }
     }
 

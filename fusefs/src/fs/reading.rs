@@ -120,6 +120,7 @@ impl FileSystem {
     pub fn release(self: &Arc<Self>, handle: u64) {
         self.running.end(handle);
         if let Some(inode) = self.open.inode_of(handle) {
+            self.look_for_stores(inode);
             self.leave(handle, inode);
             self.tell_closed(inode);
         }

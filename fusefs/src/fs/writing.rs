@@ -15,10 +15,11 @@ mod resend;
 mod resume;
 mod save;
 mod sizes;
+mod stores;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -69,8 +70,8 @@ pub struct Writing {
 #[derive(Default)]
 struct Open {
     files: HashMap<InodeNumber, Arc<Written>>,
-    /// Handles that write.
-    handles: HashSet<u64>,
+    /// Handles that write, and what else they may.
+    handles: HashMap<u64, Writer>,
 }
 
 /// A file under way, and how what it is based on is read.
@@ -272,7 +273,7 @@ impl FileSystem {
             written.unsaved.may_be_mapped();
         }
         self.tell_opened(inode);
-        writing.open.lock().handles.insert(opened.handle);
+        writing.open.lock().handles.insert(opened.handle, writer);
         self.counters.opens.with_label_values(&[mode]).inc();
         Ok(opened)
     }

@@ -128,14 +128,20 @@ impl Operations {
         }
     }
 
-    pub(super) fn flush_file(&self, inode: INodeNo, reply: ReplyEmpty) {
+    pub(super) fn flush_file(&self, inode: INodeNo, handle: FileHandle, reply: ReplyEmpty) {
         let inode = self.numbers.to_catalog(inode);
-        self.save("flush", reply, async move |fs| fs.flush(inode).await);
+        self.save("flush", reply, async move |fs| {
+            fs.flush(inode).await?;
+            fs.check_stores(handle.0)
+        });
     }
 
-    pub(super) fn sync_file(&self, inode: INodeNo, reply: ReplyEmpty) {
+    pub(super) fn sync_file(&self, inode: INodeNo, handle: FileHandle, reply: ReplyEmpty) {
         let inode = self.numbers.to_catalog(inode);
-        self.save("fsync", reply, async move |fs| fs.sync(inode).await);
+        self.save("fsync", reply, async move |fs| {
+            fs.sync(inode).await?;
+            fs.check_stores(handle.0)
+        });
     }
 
     fn save<F>(

@@ -12,6 +12,7 @@
 //! every data file before it gets its first byte; a line that was cut short by a crash is no line.
 
 mod journal;
+mod moving;
 mod note;
 mod print;
 
@@ -19,8 +20,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, fstatvfs, seek};
@@ -86,6 +87,8 @@ pub struct SpoolFile {
     kept: AtomicBool,
     /// A note of its own may tell of it.
     noted: AtomicBool,
+    /// Which has its bytes now.
+    successor: OnceLock<Arc<SpoolFile>>,
     block_bytes: u64,
 }
 
@@ -132,6 +135,13 @@ impl Spool {
 
     /// Begin a file. `note` tells what it belongs to.
     pub fn begin(self: &Arc<Self>, note: impl FnOnce(SpoolNumber) -> Note) -> io::Result<SpoolFile> {
+        let file = self.fresh()?;
+        file.begun(note(file.number))?;
+        Ok(file)
+    }
+
+    /// A file of which the journal is not told yet.
+    fn fresh(self: &Arc<Self>) -> io::Result<SpoolFile> {
         let (number, file) = loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             match OpenOptions::new().read(true).write(true).create_new(true).open(self.data_path(number)) {
@@ -140,9 +150,7 @@ impl Spool {
                 Err(error) => return Err(error),
             }
         };
-        let file = SpoolFile::new(number, file, self.clone(), false)?;
-        file.begun(note(number))?;
-        Ok(file)
+        SpoolFile::new(number, file, self.clone(), false)
     }
 
     /// A file for bytes that are somewhere else too; gone when it is closed.
@@ -193,7 +201,8 @@ impl Spool {
 impl SpoolFile {
     fn new(number: SpoolNumber, file: File, spool: Arc<Spool>, kept: bool) -> io::Result<Self> {
         let block_bytes = file.metadata()?.blksize().max(LEAST_BLOCK);
-        Ok(Self { number, file: Arc::new(file), spool, kept: kept.into(), noted: kept.into(), block_bytes })
+        let (kept, noted, successor) = (kept.into(), kept.into(), OnceLock::new());
+        Ok(Self { number, file: Arc::new(file), spool, kept, noted, successor, block_bytes })
     }
 
     /// Its number.
@@ -310,21 +319,6 @@ impl SpoolFile {
         if let Err(error) = fallocate(&*self.file, flags, range.start, range.len()) {
             tracing::debug!(%error, "give back room of the spool");
         }
-    }
-
-    /// Move bytes to another offset.
-    pub fn shift(&self, from: ByteRange, to: u64) -> io::Result<()> {
-        const STEP: u64 = 4 << 20;
-        let mut done = 0;
-        while done < from.len() {
-            let length = STEP.min(from.len() - done);
-            // Away from where bytes still have to be read.
-            let skip = if to > from.start { from.len() - done - length } else { done };
-            let bytes = self.read(ByteRange::at(from.start + skip, length))?;
-            self.write(to + skip, &bytes)?;
-            done += length;
-        }
-        Ok(())
     }
 
     /// It is about to get bytes that are not saved.

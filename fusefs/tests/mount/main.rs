@@ -12,6 +12,7 @@ mod lifecycle;
 mod names;
 mod passed_writes;
 mod reading;
+mod stores;
 mod swarm;
 mod tools;
 mod two_writers;

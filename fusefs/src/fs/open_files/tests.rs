@@ -1,6 +1,7 @@
 //! How the kernel reads each handle, while versions come and handles go.
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -144,6 +145,44 @@ fn handles_are_passed_to_write_if_the_first_one_is_and_if_it_is_what_they_open()
         matches!(write(&files, 2, false).mode, Mode::Direct(_)),
         "the kernel keeps it for the handles that are left"
     );
+}
+
+struct At(PathBuf);
+
+impl OpenContent for At {
+    fn read(&self, _: u64, _: u32, _: Instant) -> BoxFuture<'_, Result<Bytes, Errno>> {
+        Box::pin(async { Ok(Bytes::new()) })
+    }
+    fn complete_file(&self) -> Option<Arc<File>> {
+        Some(Arc::new(File::open(&self.0).unwrap()))
+    }
+}
+
+#[test]
+fn who_was_there_when_a_passed_file_was_stored_to_may_have_done_it_and_nobody_joins_it_after_that() {
+    let files = OpenFiles::new(None, None);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let store =
+        |second: u64| file.as_file().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).unwrap();
+    store(1);
+    let read = || {
+        let version = Version { digest: None, manifest: Arc::new(Manifest::default()) };
+        let content = Arc::new(At(file.path().to_owned()));
+        files.open(node(1), version, content, || false, |_| Ok(Arc::new(1_u64)))
+    };
+    let (reader, first) = (read(), write(&files, 1, false));
+    assert!(!files.may_have_stored(first.handle) && !files.take_untold_stores(node(1).inode));
+    store(2);
+    let second = write(&files, 1, false);
+    assert!(files.may_have_stored(first.handle) && !files.may_have_stored(second.handle));
+    assert!(!files.may_have_stored(reader.handle), "it only reads");
+    assert_eq!([1, 2].map(|_| files.take_untold_stores(node(1).inode)), [true, false]);
+    let late = read();
+    assert!(matches!(late.mode, Mode::Direct(_)), "the file has bytes that are not the version's");
+    store(3);
+    assert!(files.may_have_stored(first.handle) && files.may_have_stored(second.handle));
+    [reader, first, second, late].iter().for_each(|opened| drop(files.release(opened.handle)));
+    assert_eq!(backing(&read()), Some(1), "what the cache gives after that is a file that it trusts");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl FileSystem {
     /// After a handle that writes was closed: what mmap(2) wrote since is saved, then the file is let go.
     pub(in crate::fs) fn leave(self: &Arc<Self>, handle: u64, inode: InodeNumber) {
         let Some(writing) = &self.writing else { return };
-        if !writing.open.lock().handles.remove(&handle) {
+        if writing.open.lock().handles.remove(&handle).is_none() {
             return;
         }
         if let Some(written) = writing.find(inode) {

@@ -83,7 +83,7 @@ impl FileSystem {
             self.walk_to(&note.path).await;
         }
         let base = self.base_of_note(note).await.map_err(Left::AsItWas)?;
-        // Before the saving, which may move its bytes.
+        // Before the saving.
         let is_all = note.is_as_printed(writing.spool.folder());
         let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
         let unsaved = unsaved.map_err(|error| Left::AsItWas(error.to_string()))?;
@@ -102,13 +102,13 @@ impl FileSystem {
                 let why = errno::words(error);
                 // Not the note that there was: the save may have put its bytes behind what somebody else appended.
                 if let Some(note) = written.unsaved.note(State::Failed, Some(why.clone())) {
-                    keep(&file, &note);
+                    keep(&file.latest(), &note);
                 }
                 return Err(Left::Noted(why));
             }
         };
         match rest_of(note, &base).filter(|_| !is_all) {
-            None => file.done(),
+            None => file.latest().done(),
             Some(rest) => keep(&file, &rest),
         }
         Ok(())

@@ -245,6 +245,30 @@ async fn what_moved_behind_another_append_before_its_save_failed_is_noted_where_
     outbox.fails_after.store(usize::MAX, Ordering::SeqCst);
     bench.fs.resume(bench.fs.writing().unwrap(), Note { state: State::Saving, ..left }).await;
     assert_eq!(bench.swarm.content(inode), "base+others+mine");
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.as_encoded_bytes().ends_with(b".data")), "nothing is left: {names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_appended_after_the_save_that_a_crash_cut_short_is_kept_where_others_have_appended() {
+    let (bench, _, folder) = Bench::writing(1 << 20).await;
+    let (inode, base) = file_and_base(&bench, b"base").await;
+    let (spool, version) = (bench.fs.writing().unwrap().spool.clone(), base.version);
+    spool.abandon();
+    let note = left_in(&folder, (inode, base), |unsaved| {
+        unsaved.write(At::End, b"+mine", 1).unwrap();
+        unsaved.tell_saving();
+        unsaved.write(At::End, b"+later", 1).unwrap();
+    });
+    note.write(folder.path()).unwrap();
+    bench.swarm.write(inode, b"base+others");
+    bench.fs.resume(bench.fs.writing().unwrap(), note).await;
+    assert_eq!(bench.swarm.content(inode), "base+others", "what was saved is in a conflict copy");
+    let left = spool.kept().unwrap().remove(0);
+    assert_eq!((left.state, left.base_version), (State::Interrupted, version));
+    bench.fs.resume(bench.fs.writing().unwrap(), Note { state: State::Saving, ..left }).await;
+    assert_eq!(bench.swarm.content(inode), "base+others+mine+later");
+    assert!(spool.kept().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,6 +38,8 @@ pub enum Event {
     Resized(SpoolNumber, u64),
     /// Zeros were made there: start and length.
     Punched(SpoolNumber, u64, u64),
+    /// What the first has that is not saved is in another from now on, of which this is so.
+    Moved(SpoolNumber, Note),
     /// All that it has is saved.
     Saved(SpoolNumber),
     /// It is gone, or a note of its own tells of it.
@@ -159,6 +161,10 @@ fn apply(open: &mut Open, event: Event) {
         Event::Wrote(number, start, length) => since(open, number, |since| since.part(start, length)),
         Event::Resized(number, size) => since(open, number, |since| since.resize(size)),
         Event::Punched(number, start, length) => since(open, number, |since| since.punch(start, length)),
+        Event::Moved(number, note) => {
+            open.remove(&number);
+            open.insert(note.number, note);
+        }
         Event::Saved(number) | Event::Done(number) => drop(open.remove(&number)),
     }
 }

@@ -114,6 +114,11 @@ impl Note {
         found.is_ok_and(|(found, _)| found == print)
     }
 
+    /// Whether the data file has what was written after that of which the saving had begun.
+    pub fn has_rest(&self, folder: &Path) -> bool {
+        self.changed.is_some() && self.since.is_some() && !self.is_as_printed(folder)
+    }
+
     /// Write it beside the data.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let path = path_of(folder, self.number);
@@ -140,6 +145,11 @@ pub(super) fn remove(folder: &Path, number: SpoolNumber) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Remove the note of a file, not its data.
+pub(super) fn remove_note(folder: &Path, number: SpoolNumber) -> io::Result<()> {
+    std::fs::remove_file(path_of(folder, number))
 }
 
 fn numbered(folder: &Path, extension: &str) -> io::Result<Vec<(SpoolNumber, PathBuf)>> {

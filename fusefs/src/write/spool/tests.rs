@@ -56,17 +56,24 @@ fn what_a_dead_process_had_begun_is_found_and_what_was_done_is_gone() {
 }
 
 #[test]
-fn bytes_move_over_themselves() {
+fn bytes_are_copied_to_other_offsets_and_what_is_copied_goes_unless_it_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = Spool::open(folder.path(), 0).unwrap();
-    let file = spool.begin(note).unwrap();
+    let file = Arc::new(spool.begin(note).unwrap());
     let bytes: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 7).to_le_bytes()[0]).collect();
     file.write(100, &bytes).unwrap();
-    let range = ByteRange::at(100, bytes.len() as u64);
-    file.shift(range, 5_000).unwrap();
-    assert!(file.read(ByteRange::at(5_000, range.len())).unwrap()[..] == bytes[..]);
-    file.shift(ByteRange::at(5_000, range.len()), 3).unwrap();
-    assert!(file.read(ByteRange::at(3, range.len())).unwrap()[..] == bytes[..]);
+    let ranges = [(ByteRange::at(100, 50), 5_000), (ByteRange::at(200, 9 << 20), 6_000)];
+    let moved = file.copy_moved(ranges.into_iter()).unwrap();
+    assert_eq!(moved.read(ByteRange::at(4_999, 52)).unwrap(), [&[0], &bytes[..50], &[0]].concat());
+    assert!(moved.read(ByteRange::at(6_000, (9 << 20) - 100)).unwrap()[..] == bytes[100..]);
+    let data = |number| folder.path().join(format!("{number}.data")).exists();
+    drop(moved);
+    assert_eq!([data(1), data(2)], [true, false]);
+    let moved = Arc::new(file.copy_moved(ranges.into_iter()).unwrap());
+    file.give_way(&moved, note(1), note(moved.number())).unwrap();
+    assert_eq!((file.latest().number(), moved.latest().number()), (3, 3));
+    drop(file);
+    assert_eq!([data(1), data(3)], [false, true]);
 }
 
 #[test]

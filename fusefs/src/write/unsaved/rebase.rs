@@ -4,12 +4,14 @@
 //! there, so that it tells the next process what is unsaved.
 
 use std::io;
+use std::sync::Arc;
 
 use swarm_proto::ByteRange;
 
 use super::telling::Told;
 use super::{Base, Inner, Unsaved};
 use crate::write::pieces::{Pieces, Source, Stamp};
+use crate::write::spool::State;
 
 /// Whether what is unsaved was put behind another base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,24 +76,44 @@ impl Unsaved {
     }
 
     /// Put what was appended behind another base; nothing is done if something else was written meanwhile.
+    ///
+    /// Errors: of the spool's disk; nothing is done then.
     pub fn rebase(&self, base: Base) -> io::Result<Rebased> {
         let mut inner = self.locked();
         if !inner.is_appended() {
             return Ok(Rebased::NotAppended);
         }
         let (old, new) = (inner.base.manifest.size(), base.manifest.size());
-        let size = inner.pieces.size();
-        if let Some(file) = &inner.file {
-            file.stretch(size)?;
-            file.shift(ByteRange { start: old, end: size.max(old) }, new)?;
-        }
         inner.stamp += 1;
-        let stamp = inner.stamp;
-        let pieces = inner.pieces.moved(old, new, stamp);
+        let pieces = inner.pieces.moved(old, new, inner.stamp);
+        let Some(file) = inner.file.clone() else {
+            inner.stand_on(base, pieces);
+            inner.early.clear();
+            inner.moves += 1;
+            return Ok(Rebased::Done);
+        };
+        // Not within the file: a kill in between would leave it with bytes of which nobody tells where they are.
+        let in_spool = pieces.over(ByteRange::at(0, pieces.size())).filter(|(_, source)| *source == Source::Spool);
+        let moved =
+            file.copy_moved(in_spool.map(|(to, _)| (ByteRange::at(to.start - new + old, to.len()), to.start)))?;
+        moved.stretch(pieces.size())?;
+        let moved = Arc::new(moved);
+        let before = self.note_of(&inner, State::Saving, inner.trouble.clone());
+        let was = (inner.base.clone(), inner.pieces.clone(), inner.whole);
         inner.stand_on(base, pieces);
+        inner.file = Some(moved.clone());
+        // Whoever calls this saves it, and goes on with all of it.
+        let told = self.note_of(&inner, State::Saving, inner.trouble.clone()).zip(before);
+        let told = told.ok_or(io::ErrorKind::NotFound.into());
+        let told = told.and_then(|(note, before)| file.give_way(&moved, before, note));
+        if let Err(error) = told {
+            inner.stand_on(was.0, was.1);
+            (inner.whole, inner.file) = (was.2, Some(file));
+            return Err(error);
+        }
+        inner.told = Told::Saving;
         inner.early.clear();
-        inner.clear_spool();
-        self.tell_anew(&mut inner);
+        inner.moves += 1;
         Ok(Rebased::Done)
     }
 }
@@ -133,3 +155,6 @@ impl Inner {
         others.for_each(|(range, _)| self.forget(file, range));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,8 @@ impl Unsaved {
             }
             inner.modified_ns = Some(note.modified_ns);
             inner.changed_ns = Some(note.modified_ns);
-            inner.not_appended = (!note.appended).then_some(1);
+            // What was written after that would have to be moved too, but is not part of this.
+            inner.not_appended = (!note.appended || note.has_rest(spool.folder())).then_some(1);
             (inner.file, inner.told) = (Some(Arc::new(file)), Told::Begun);
         }
         Ok(this)

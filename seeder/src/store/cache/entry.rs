@@ -2,7 +2,10 @@
 //!
 //! Not the room it may take nor who may remove it: that is the store's. Invariants: a chunk is *verified*
 //! only if it is *present*; verified means that this process hashed it, before it was written or after it
-//! was read again. Once the file was handed to the kernel (*sealed*), nothing writes to it any more.
+//! was read again. Once the file was handed to the kernel (*sealed*), nothing writes to it any more; if somebody does,
+//! by a map of it, nothing of it is here.
+
+mod sealed;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -11,6 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -60,7 +64,8 @@ struct State {
     /// Trees that this process wrote or read and found right, by their offset.
     good_trees: HashSet<u64>,
     stage: Stage,
-    sealed: bool,
+    /// When the data was last written, as it was handed to the kernel.
+    sealed: Option<SystemTime>,
 }
 
 pub(super) struct Entry {
@@ -99,7 +104,7 @@ impl Entry {
     ) -> Self {
         let verified = Bitmap::empty(layout.bits());
         let state =
-            State { present, verified, dirty: BTreeSet::new(), good_trees: HashSet::new(), stage, sealed: false };
+            State { present, verified, dirty: BTreeSet::new(), good_trees: HashSet::new(), stage, sealed: None };
         Self {
             digest,
             manifest,
@@ -246,27 +251,6 @@ impl Entry {
     /// Every chunk is here, verified or not.
     pub(super) fn is_full(&self) -> bool {
         self.state.lock().present.is_full()
-    }
-
-    /// The whole file for the kernel, if every chunk was verified by this process; from then on nothing
-    /// writes to it.
-    pub(super) fn seal(&self, folder: &Folder) -> Option<Arc<File>> {
-        // Not to wait for a write of what cannot be whole yet.
-        if !self.is_verified() {
-            return None;
-        }
-        let _writing = self.writing.lock();
-        if !self.is_verified() {
-            return None;
-        }
-        let mut read_only = self.read_only.lock();
-        let file = match read_only.upgrade() {
-            Some(file) => file,
-            None => Arc::new(folder.open_data_read_only(&self.digest).ok()?),
-        };
-        *read_only = Arc::downgrade(&file);
-        self.state.lock().sealed = true;
-        Some(file)
     }
 
     // Its files.
@@ -472,9 +456,10 @@ impl Entry {
             let bits = self.layout.bits_of(extent, &slice, chunks);
             ready &= self.state.lock().verified.contains_all(bits);
         });
-        let files = self.files.lock().clone();
         let length = usize::try_from(range.len()).ok().filter(|_| ready)?;
-        Some(read_at_once(&files?.data, range.start, length)?.into())
+        let files = self.files.lock().clone()?;
+        let bytes = read_at_once(&files.data, range.start, length)?;
+        (!self.was_stored_to(&files)).then(|| bytes.into())
     }
 
     pub(super) fn read_data(files: &Files, range: ByteRange) -> io::Result<Bytes> {
@@ -498,7 +483,7 @@ impl Entry {
         state.present.remove(bits.clone());
         state.verified.remove(bits.clone());
         state.touch_pages(bits);
-        if state.sealed {
+        if state.sealed.is_some() {
             state.stage = Stage::Gone;
         }
     }

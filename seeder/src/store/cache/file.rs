@@ -58,7 +58,23 @@ impl CacheFile {
         }
         let files = self.verified(range)?;
         let read = Entry::read_data(&files, range).map_err(failed("read a cached file"));
-        read.map_err(|error| self.drop_all(range, error))
+        let bytes = read.map_err(|error| self.drop_all(range, error))?;
+        match self.entry.was_stored_to(&files) {
+            true => Err(self.distrust(range)),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Somebody stored into it: nothing of it is here any more, and the version is fetched anew.
+    fn distrust(&self, range: ByteRange) -> StoreError {
+        let why = "somebody stored into a cached file, by a map made while the kernel read it: replace it";
+        self.entry.distrust();
+        self.store.give_up(&self.entry, why);
+        let part = self.entry.parts(range).into_iter().next();
+        part.map_or(StoreError::Full, |(_, slice, chunks)| StoreError::Corrupt {
+            id: slice.segment.id,
+            chunk: chunks.start,
+        })
     }
 
     /// Hash every chunk of `range` that this process did not hash yet, as [`Self::read`] does.
@@ -131,7 +147,14 @@ impl CacheFile {
     ///
     /// From then on nothing writes to it: it is replaced or unlinked. So the kernel may read it by itself.
     pub fn complete(&self) -> Option<Arc<File>> {
-        self.entry.seal(&self.store.folder)
+        let file = self.entry.seal(&self.store.folder);
+        if file.is_none() && self.entry.is_verified() {
+            let files = self.entry.files(&self.store.folder).ok();
+            if files.is_some_and(|files| self.entry.was_stored_to(&files)) {
+                self.distrust(ByteRange::at(0, 0));
+            }
+        }
+        file
     }
 
     /// Whether every chunk is here, verified or not.

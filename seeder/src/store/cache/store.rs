@@ -428,7 +428,7 @@ impl CacheStore {
     }
 
     /// Remove a version that cannot be used any more, although it may be open.
-    fn give_up(&self, entry: &Arc<Entry>, why: &'static str) {
+    pub(super) fn give_up(&self, entry: &Arc<Entry>, why: &'static str) {
         let mut gone = Gone::default();
         let mut state = self.state.lock();
         if state.entries.peek(&entry.digest).is_some_and(|known| Arc::ptr_eq(known, entry)) {

@@ -367,6 +367,35 @@ async fn a_file_that_the_kernel_reads_is_replaced_not_mended() {
 }
 
 #[test]
+fn a_file_that_was_stored_to_while_the_kernel_had_it_is_trusted_no_more() {
+    for at_once in [true, false] {
+        // A real disk, where there is reading at once.
+        let dir = TempDir::new().unwrap();
+        let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
+        let sample = Sample::plain(100_000, 50_000, 7);
+        let file = sample.open(&store);
+        sample.fill(&file, sample.all()).unwrap();
+        let kernels = file.complete().unwrap();
+        assert!(file.complete().is_some(), "still");
+        assert!(file.read_at_once(ByteRange::at(0, 10)).is_some());
+        let data = path_of(dir.path(), &sample.digest, "data");
+        flip(&data, 70_000);
+        // Also of a chunk that is as it was: the next store may go there, and tells nothing.
+        match at_once {
+            true => assert!(file.read_at_once(ByteRange::at(0, 10)).is_none()),
+            false => assert!(file.complete().is_none(), "it is given to the kernel no more"),
+        }
+        assert!(file.read(ByteRange::at(0, 10)).is_err());
+        assert!(!data.exists(), "the name is free for a good copy");
+        assert_eq!(file.missing(sample.all()).len(), 2);
+        let fresh = sample.open(&store);
+        sample.fill(&fresh, sample.all()).unwrap();
+        sample.expect(&fresh, sample.all());
+        assert_ne!(kernels.metadata().unwrap().ino(), fresh.complete().unwrap().metadata().unwrap().ino());
+    }
+}
+
+#[test]
 fn killed_at_any_moment_it_opens_and_serves_nothing_wrong() {
     let (dir, store) = store();
     let sample = Sample::plain(2_000_000, 400_000, 11);
