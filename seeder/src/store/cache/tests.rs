@@ -134,7 +134,8 @@ fn flip(path: &Path, at: u64) {
 fn disk_use(dir: &Path) -> u64 {
     let mut total = 0;
     for entry in fs::read_dir(dir).unwrap().flatten() {
-        let meta = entry.metadata().unwrap();
+        // Another thread may have removed it meanwhile.
+        let Ok(meta) = entry.metadata() else { continue };
         total += if meta.is_dir() { disk_use(&entry.path()) } else { meta.blocks() * 512 };
     }
     total
