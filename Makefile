@@ -43,7 +43,7 @@ test: setup-test ## All tests, in a short form where there is a long one
 	cargo test --locked --workspace --lib --bins --tests --no-fail-fast
 
 soak: setup-soak release ## The full rounds and the shaped networks, with their figures (root)
-	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --test cluster --test programs -- --test-threads=1 --nocapture
+	SWARM_SOAK=1 cargo test --locked --release -p swarm-fusefs --no-fail-fast --test cluster --test programs -- --test-threads=1 --nocapture
 
 bench: setup-bench release ## The speed table, written to docs/BENCHMARKS.md (root)
 	cargo bench --locked -p swarm-fusefs --bench table

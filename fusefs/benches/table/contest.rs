@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::costs::Costs;
 use super::harness::swarm::Mounted;
 use super::harness::{MountOptions, Swarm};
-use super::measure::{seconds, settle};
+use super::measure::{rest, seconds, settle};
 use super::memory_fs;
 use super::report::{Report, median, ratio, spread};
 use super::sshfs::Sshd;
@@ -87,6 +87,8 @@ impl Contest {
     /// One turn, at the folder of this name. What lies in it stays for a later turn of the same name, but in memory.
     pub(crate) fn mounted(&mut self, who: Who, name: &str, work: &mut impl FnMut(&mut Turn<'_>, &Path)) {
         let Self { swarm, sshd, results } = self;
+        let seeders = swarm.seeders.iter().map(|seeder| seeder.pid());
+        rest(&seeders.chain([swarm.tracker.pid()]).collect::<Vec<_>>());
         let mut run = |root: &Path, swarm: Option<(&Swarm, &Mounted)>| {
             let folder = root.join(name);
             std::fs::create_dir_all(&folder).expect("make a folder in a mount");

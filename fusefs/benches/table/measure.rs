@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Seconds that a shell line takes; it must succeed.
 pub(crate) fn seconds(line: &str) -> f64 {
@@ -37,6 +37,22 @@ pub(crate) fn peak_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process that runs");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("KiB") / 1024.0
+}
+
+/// Until these processes have done nothing for a while, so that what one of them has put off is no work in another's time.
+pub(crate) fn rest(pids: &[u32]) {
+    const LOOK_EVERY: Duration = Duration::from_millis(500);
+    const IDLE_SECONDS: f64 = 0.02;
+    const IDLE_LOOKS: usize = 3;
+    const LONGEST: Duration = Duration::from_secs(30);
+    let used = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
+    let (began, mut idle, mut before) = (Instant::now(), 0, used());
+    while idle < IDLE_LOOKS && began.elapsed() < LONGEST {
+        std::thread::sleep(LOOK_EVERY);
+        let now = used();
+        idle = if now - before <= IDLE_SECONDS { idle + 1 } else { 0 };
+        before = now;
+    }
 }
 
 /// Before every figure, whosever it is: nothing waits to be written to the disk, and the page cache is full,

@@ -58,7 +58,7 @@ impl Report {
              machine, whose files a mount there reads itself (ADR 9); `over the network` are the same with \
              `--no-local-reads`, as from other machines but for the wire. What is written in a mount goes to two seeders, \
              two replicas; sshfs and the memory-only file system keep one copy, and sshfs's is safe from a power cut \
-             only after an `fsync`. Each is mounted anew for each round. Quote the ratios: the machine is shared and noisy.\n",
+             only after an `fsync`. Each is mounted anew for each round, once the swarm has rested from the one before. Quote the ratios: the machine is shared and noisy.\n",
             self.rounds
         );
         let _ = writeln!(text, "Machine: {}.\n", machine());

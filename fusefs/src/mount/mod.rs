@@ -8,6 +8,7 @@ mod content;
 mod dead;
 pub mod doctor;
 mod folder;
+mod locating;
 mod start;
 pub mod status;
 pub mod table;

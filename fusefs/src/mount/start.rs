@@ -24,6 +24,7 @@ use super::config::MountConfig;
 use super::content::EngineContent;
 use super::doctor::{Finding, System};
 use super::folder::{self, FolderError};
+use super::locating::Locating;
 use super::status::MountStatus;
 use super::table;
 use super::unmount::{self, UnmountError};
@@ -230,7 +231,8 @@ impl Mount {
             local_reads: config.local_reads,
             ..SwarmConfig::new(me, config.zone.clone())
         };
-        let swarm = Swarm::new(swarm_config, Arc::new(tracker.clone()), &registry, tasks.clone(), stop.clone());
+        let locating = Arc::new(Locating::new(tracker.clone()));
+        let swarm = Swarm::new(swarm_config, locating.clone(), &registry, tasks.clone(), stop.clone());
         let peer_config = PeerConfig {
             id: me,
             sharing: config.sharing(),
@@ -253,7 +255,11 @@ impl Mount {
         let content = Arc::new(EngineContent(engine));
         let writing = match config.read_only {
             true => None,
-            false => Some(writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?),
+            false => {
+                let (writing, uploader) = writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?;
+                locating.remember(uploader);
+                Some(writing)
+            }
         };
         let no_passthrough = (!system.may_mount).then(|| "only root may have the kernel do it".to_owned());
         let no_passed_writes = match &writing {
@@ -410,7 +416,7 @@ fn within<T>(runtime: &Handle, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// What writing needs; what an earlier mount left unsaved is told of.
+/// What writing needs, and who sends for it; what an earlier mount left unsaved is told of.
 async fn writing(
     config: &MountConfig,
     cache_dir: &Path,
@@ -419,7 +425,7 @@ async fn writing(
     tasks: &TaskTracker,
     stop: &CancellationToken,
     names: &Handle,
-) -> Result<Writing, MountError> {
+) -> Result<(Writing, Uploader), MountError> {
     let status = tracker.status(0).await?;
     let replicas = status.replicas.max(1);
     let upload = UploadConfig {
@@ -454,8 +460,8 @@ async fn writing(
             "seeders lack some of what an earlier mount saved: it is sent to them"
         );
     }
-    let writing = Writing::new(Arc::new(uploader), spool, ours, config.write_timeout.0).with_debts(debts);
-    Ok(writing.with_writeback(config.writeback))
+    let writing = Writing::new(Arc::new(uploader.clone()), spool, ours, config.write_timeout.0).with_debts(debts);
+    Ok((writing.with_writeback(config.writeback), uploader))
 }
 
 #[expect(clippy::too_many_arguments, reason = "all that there is to say of a mount, gathered once")]

@@ -269,7 +269,11 @@ impl Swarm {
             }
             Err(_) => None,
         };
-        self.with_engine(|engine, actions| engine.located(&ids, found.as_deref(), now(), actions));
+        let remembered = if found.is_none() { self.locator.remembered(&ids) } else { Vec::new() };
+        self.with_engine(|engine, actions| {
+            engine.located(&ids, found.as_deref(), now(), actions);
+            remembered.iter().for_each(|(id, holders)| engine.learn(*id, holders, now(), actions));
+        });
     }
 
     async fn ask_have(&self, peer: PeerKey, link: Result<Link, String>, ids: Vec<SegmentId>) {

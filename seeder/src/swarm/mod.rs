@@ -129,6 +129,11 @@ pub trait Locator: Send + Sync + 'static {
     /// Errors: in words, if nobody could be asked; the fetcher goes on with what it knows.
     fn locate(&self, ids: Vec<SegmentId>) -> BoxFuture<'_, Result<Vec<Vec<Holder>>, String>>;
 
+    /// Holders of each of these that were known last, for while nobody can be asked. Asks nobody.
+    fn remembered(&self, _ids: &[SegmentId]) -> Vec<(SegmentId, Vec<Holder>)> {
+        Vec::new()
+    }
+
     /// Tell that a holder answered wrongly; never waits.
     fn report(&self, peer: PeerId, offence: Offence);
 }

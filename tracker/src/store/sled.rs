@@ -57,6 +57,9 @@ use super::{
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// How often the table is taken to sled: what came and went between never gets there.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
+/// Who commits nothing for so long has ended, for now; and how often that is looked for.
+const QUIET: Duration = Duration::from_millis(500);
+const QUIET_LOOKS: u32 = 20;
 /// It is taken at once above this.
 const SETTLE_BYTES: usize = 16 * 1024 * 1024;
 /// Above this, commits wait for that.
@@ -165,9 +168,22 @@ async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: Cancellation
         tokio::select! {
             () = stop.cancelled() => stopping = true,
             () = much.notified() => {}
-            () = sleep(SETTLE_EVERY) => {}
+            () = settle_is_due(&inner) => {}
         }
         if work_behind(&inner, Inner::settle).await.is_break() {
+            return;
+        }
+    }
+}
+
+/// After a while, once nobody changes anything: it takes the processor from those who do. But it does not wait for ever.
+async fn settle_is_due(inner: &Weak<Inner>) {
+    sleep(SETTLE_EVERY).await;
+    let newest = || inner.upgrade().map(|inner| inner.events.newest());
+    for _ in 0..QUIET_LOOKS {
+        let before = newest();
+        sleep(QUIET).await;
+        if newest() == before {
             return;
         }
     }

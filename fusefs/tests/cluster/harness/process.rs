@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use super::eventually;
@@ -18,10 +19,23 @@ pub(crate) fn binary(name: &str) -> PathBuf {
 }
 
 /// A port of loopback that nobody listens on now.
+///
+/// None that the kernel hands out by itself: to whoever connects, and to whoever listens on any port, it would give one that
+/// a process of a test is only about to take, or to take again.
 pub(crate) fn free_port() -> u16 {
-    // Bound and released: another process could take it, but not another test of this one, since the
-    // kernel hands out ephemeral ports in turn.
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const PORTS: std::ops::Range<u16> = 10_000..32_000;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let count = PORTS.end - PORTS.start;
+    // Another test process begins elsewhere.
+    let first = u16::try_from(std::process::id() % u32::from(count)).unwrap();
+    for _ in 0..count {
+        let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + u16::try_from((u32::from(first) + u32::from(taken)) % u32::from(count)).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of {PORTS:?} is free");
 }
 
 /// A program that is started with the same words each time.

@@ -111,7 +111,7 @@ pub(super) fn commit(core: &Core, changes: Vec<Change>) {
 
 /// Do a small change on a thread that must not wait; returns it if that could take long.
 pub(super) fn commit_here(core: &Core, change: Change) -> Option<Change> {
-    let turn = if core.database.wants_checkpoint() { None } else { core.commit_turn.take_at_once() };
+    let turn = if core.database.is_crowded() { None } else { core.commit_turn.take_at_once() };
     match turn {
         Some(_turn) => {
             commit_now(core, vec![change]);

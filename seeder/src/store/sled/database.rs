@@ -10,6 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ::sled::{Batch, Db, Mode};
@@ -29,12 +30,15 @@ const SLED_MAINTENANCE_MS: u64 = 500;
 /// last thread has let go of its garbage, which took seconds on a machine with ten busy processes a core.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A checkpoint is due above this many bytes in memory, or after so long: a burst of small files is taken when it is over,
-/// and what lives shorter never.
-const CHECKPOINT_BYTES: usize = 48 * 1024 * 1024;
+/// While nobody writes, a checkpoint is due above this many bytes in memory, or after so long: a burst of small files is
+/// taken when it is over, and what lives shorter never.
+const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// While somebody does, it waits, for it takes the disk and the processor from them; but for no more than this.
+const PATIENT_BYTES: usize = 80 * 1024 * 1024;
+const PATIENT_FOR: Duration = Duration::from_secs(30);
 /// A flush makes one itself above this.
-const MOST_IN_MEMORY: usize = 96 * 1024 * 1024;
+const MOST_IN_MEMORY: usize = 112 * 1024 * 1024;
 /// Rows that sled takes at once.
 const BATCH: usize = 256;
 
@@ -62,6 +66,8 @@ pub(super) struct Database {
     checkpoint: Mutex<Instant>,
     /// Held while a journal is synced: of two at once the kernel tells one alone that bytes were lost.
     syncing: Mutex<()>,
+    /// Bytes in memory when somebody last asked whether a checkpoint is due.
+    looked_at: AtomicUsize,
 }
 
 /// Rows that sled does not have yet.
@@ -159,6 +165,7 @@ impl Database {
             journal: Mutex::new(writing),
             checkpoint,
             syncing: Mutex::default(),
+            looked_at: AtomicUsize::new(0),
         })
     }
 
@@ -287,11 +294,24 @@ impl Database {
         })
     }
 
-    /// Whether enough has come together for a checkpoint.
+    /// Whether a checkpoint is due, and the time for it. Asked at intervals, by one thread: nobody writes if nothing was
+    /// written since.
     pub(super) fn wants_checkpoint(&self) -> bool {
         let bytes = self.tables.read().active.bytes;
-        let is_old = || self.checkpoint.try_lock().is_some_and(|last| last.elapsed() >= CHECKPOINT_EVERY);
-        bytes >= CHECKPOINT_BYTES || (bytes > 0 && is_old())
+        let is_quiet = self.looked_at.swap(bytes, Ordering::Relaxed) == bytes;
+        let is_older = |than| self.checkpoint.try_lock().is_some_and(|last| last.elapsed() >= than);
+        match bytes {
+            0 => false,
+            PATIENT_BYTES.. => true,
+            _ if !is_quiet => is_older(PATIENT_FOR),
+            CHECKPOINT_BYTES.. => true,
+            _ => is_older(CHECKPOINT_EVERY),
+        }
+    }
+
+    /// Whether a flush may have to make a checkpoint itself.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.tables.read().active.bytes >= PATIENT_BYTES
     }
 
     /// Take all that was written to sled, so that it survives a power cut and its journal can go.

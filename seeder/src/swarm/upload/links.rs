@@ -61,7 +61,7 @@ pub(super) struct Links {
 
 #[derive(Clone)]
 struct Link {
-    address: String,
+    peer: PeerAddress,
     channel: Channel,
     small: Arc<Session<Small>>,
     /// One sync at a time; the next one finds that the first did its work.
@@ -81,13 +81,13 @@ impl Links {
     /// Errors: as [`Self::client`].
     pub(super) fn line(&self, peer: &PeerAddress) -> Result<(ChunksClient<Channel>, Arc<Session<Small>>), String> {
         let mut links = self.links.lock();
-        let known = links.get(&peer.id).filter(|link| link.address == peer.address);
+        let known = links.get(&peer.id).filter(|link| link.peer.address == peer.address);
         let link = match known {
             Some(link) => link.clone(),
             None => {
                 let channel = connect(&peer.address)?;
-                let (address, small, syncing) = (peer.address.clone(), Arc::default(), Arc::default());
-                let link = Link { address, channel, small, syncing };
+                let (peer, small, syncing) = (peer.clone(), Arc::default(), Arc::default());
+                let link = Link { peer: peer.clone(), channel, small, syncing };
                 links.insert(peer.id, link.clone());
                 link
             }
@@ -99,6 +99,11 @@ impl Links {
     pub(super) fn known(&self, peer: PeerId) -> Option<(ChunksClient<Channel>, Arc<tokio::sync::Mutex<()>>)> {
         let links = self.links.lock();
         links.get(&peer).map(|link| (wrap(link.channel.clone()), link.syncing.clone()))
+    }
+
+    /// Where a seeder that was used before is reached.
+    pub(super) fn address(&self, peer: PeerId) -> Option<PeerAddress> {
+        self.links.lock().get(&peer).map(|link| link.peer.clone())
     }
 
     /// Leave `peer` alone for a while.

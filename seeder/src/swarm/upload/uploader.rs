@@ -20,7 +20,7 @@ use super::lately::Lately;
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
 use super::{KnownSeeder, Placer, SeederState, UploadConfig, UploadError};
-use crate::swarm::PeerAddress;
+use crate::swarm::{Holder, PeerAddress};
 use crate::tracker_client::innermost;
 
 /// Unit in which [`Room`] is counted, so that a semaphore of `u32` permits can bound any memory.
@@ -267,6 +267,17 @@ impl Uploader {
             segment_ids: SegmentId::pack(&ids),
         };
         by_peer.into_iter().map(entry).collect()
+    }
+
+    /// Who took which of these segments from here, as far as that is remembered. Asks nobody.
+    pub fn took(&self, ids: &[SegmentId]) -> Vec<(SegmentId, Vec<Holder>)> {
+        let (ledger, now) = (self.inner.ledger.lock(), Instant::now());
+        let holder = |peer: PeerId| Some(Holder { peer: self.inner.links.address(peer)?, partial: false });
+        let holders = |id: &SegmentId| -> Vec<Holder> {
+            ledger.holders(id, now, Duration::MAX).into_iter().filter_map(holder).collect()
+        };
+        let all = ids.iter().map(|id| (*id, holders(id)));
+        all.filter(|(_, holders)| !holders.is_empty()).collect()
     }
 
     /// The tracker does not believe that these are held: forget it too, so that they are placed again.

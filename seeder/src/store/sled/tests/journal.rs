@@ -283,3 +283,29 @@ async fn a_store_without_journals_is_taken_over() {
     assert!(store.read(segment.id, segment.all()).await.unwrap() == bytes);
     assert_sound(&store).await;
 }
+
+#[test]
+fn what_is_in_memory_goes_to_sled_when_nobody_writes_or_when_it_is_much() {
+    const MIB: usize = 1024 * 1024;
+    let dir = folder();
+    let database = open_rows(dir.path(), Arc::new(RealDisk));
+    let mut number = 0;
+    let mut write = |mib: usize| {
+        for _ in 0..mib {
+            number += 1;
+            database.put(Row::Chunk { number, chunk: 0 }, &vec![7; MIB]);
+        }
+        database.flush().unwrap();
+    };
+    assert!(!database.wants_checkpoint(), "there is nothing");
+    write(1);
+    assert_eq!([1, 2].map(|_| database.wants_checkpoint()), [false; 2], "it is little, and new");
+    write(20);
+    assert_eq!([1, 2].map(|_| database.wants_checkpoint()), [false, true], "somebody wrote, and then nobody");
+    write(20);
+    assert!(!database.wants_checkpoint() && !database.is_crowded());
+    write(40);
+    assert!(database.wants_checkpoint() && database.is_crowded(), "whoever writes");
+    write(40);
+    assert!(!database.is_crowded(), "whoever wrote so much has waited for it");
+}
