@@ -306,6 +306,4 @@ fn what_is_in_memory_goes_to_sled_when_nobody_writes_or_when_it_is_much() {
     assert!(!database.wants_checkpoint() && !database.is_crowded());
     write(40);
     assert!(database.wants_checkpoint() && database.is_crowded(), "whoever writes");
-    write(40);
-    assert!(!database.is_crowded(), "whoever wrote so much has waited for it");
 }
