@@ -98,7 +98,7 @@ pub async fn upload_range(
         // Past the end everything looks like a hole.
         match file.metadata()?.len() < range.end {
             true => Err(io::ErrorKind::UnexpectedEof.into()),
-            false => Ok(cut(range, &data_of(file, range.end)?, segment_bytes)),
+            false => Ok(cut(range, &data_of(file, range)?, segment_bytes)),
         }
     })
     .await?;
