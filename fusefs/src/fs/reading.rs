@@ -125,7 +125,7 @@ impl FileSystem {
             self.tell_closed(inode);
         }
         let Some(read) = self.open.release(handle) else { return };
-        self.end_passing(read.inode);
+        self.leave_last(read.inode);
         let known = self.known.lock().node(read.inode, Instant::now());
         // While it was open the kernel was shown the size of the version that was read.
         if known.is_none_or(|(known, _)| differ(&known, &read)) {

@@ -2,7 +2,7 @@
 //!
 //! A file that is being written has one [`Unsaved`] on this mount, whichever handles it has: all of them read through
 //! it, so that a write is seen at once by everybody here. It goes when the last handle that writes is closed and all
-//! is saved.
+//! is saved; where it has no name any more, so that nothing is saved, with the last handle at all.
 
 mod copy;
 mod joining;
@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -80,6 +81,8 @@ pub(super) struct Written {
     base: Mutex<Option<(u64, Arc<dyn OpenContent>)>>,
     /// How a save ended that nobody waited for: for whoever closes or syncs next.
     failed: Mutex<Option<Errno>>,
+    /// It has no name any more and is not saved: all that is left of it goes with its last handle.
+    nameless: AtomicBool,
 }
 
 impl Writing {
@@ -131,6 +134,10 @@ impl OpenContent for NeverPassed {
 }
 
 impl Written {
+    fn new(unsaved: Unsaved) -> Self {
+        Self { unsaved, base: Mutex::default(), failed: Mutex::default(), nameless: AtomicBool::new(false) }
+    }
+
     /// Somebody opens it at this version.
     pub(super) fn meet(&self, node: &Node, version: &Version) {
         self.unsaved.meet(&base_of(node, version));
@@ -237,7 +244,7 @@ impl FileSystem {
         let new = || {
             let (swarm, spool) = (writing.swarm.clone(), writing.spool.clone());
             let unsaved = Unsaved::new(inode, swarm, path, base, spool, writing.outbox.segment_bytes());
-            Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() })
+            Arc::new(Written::new(unsaved))
         };
         let written = open.files.entry(inode).or_insert_with(new).clone();
         written.unsaved.enter();

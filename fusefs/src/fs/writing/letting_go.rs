@@ -1,9 +1,10 @@
 //! A file that is not written any more: it is saved, or kept for a person, and then forgotten.
 //!
-//! Invariant: a file is forgotten only while nobody writes it, and only when nothing of it is unsaved or its bytes are
-//! kept elsewhere.
+//! Invariant: a file is forgotten only while nobody writes it, and only when nothing of it is unsaved, its bytes are kept
+//! elsewhere, or it has no name and nobody has it open.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use swarm_proto::InodeNumber;
 use swarm_seeder::store::AckLevel;
@@ -63,12 +64,26 @@ impl FileSystem {
         if written.unsaved.writers() > 0 {
             return true;
         }
-        let done = saved == Saved::Nameless || !written.unsaved.is_dirty();
-        // While the kernel has its data file, whoever opens it anew goes on with that.
-        if done && !written.unsaved.is_passed() {
+        let (nameless, is_dirty) = (saved == Saved::Nameless, written.unsaved.is_dirty());
+        written.nameless.store(nameless, Ordering::Relaxed);
+        // While the kernel has its data file, whoever opens it anew goes on with that. And who only reads what has no
+        // name reads what was written to it last.
+        let is_needed = written.unsaved.is_passed() || is_dirty && self.open.opened(written.unsaved.inode()).is_some();
+        let done = nameless || !is_dirty;
+        if done && !is_needed {
             open.forget(written);
         }
         done
+    }
+
+    /// The last handle of a file is closed, and the kernel has nothing of it any more.
+    pub(in crate::fs) fn leave_last(self: &Arc<Self>, inode: InodeNumber) {
+        let Some(written) = self.written(inode) else { return };
+        if written.unsaved.is_passed() {
+            self.end_passing(written);
+        } else if written.nameless.load(Ordering::Relaxed) {
+            self.let_go(&written, Saved::Nameless);
+        }
     }
 
     /// Forget a file whatever of it is unsaved; false: somebody writes it again.

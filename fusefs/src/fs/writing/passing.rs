@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use swarm_proto::InodeNumber;
 use tokio_util::sync::CancellationToken;
 
 use super::{FileSystem, Saved, Writing, Written, now_ns};
@@ -61,8 +60,7 @@ impl FileSystem {
     }
 
     /// The kernel has nothing of a file any more: what it wrote last is saved, if nobody here has it open.
-    pub(in crate::fs) fn end_passing(self: &Arc<Self>, inode: InodeNumber) {
-        let Some(written) = self.written(inode).filter(|written| written.unsaved.is_passed()) else { return };
+    pub(super) fn end_passing(self: &Arc<Self>, written: Arc<Written>) {
         written.unsaved.end_passing();
         if written.unsaved.writers() == 0 && !self.let_go(&written, Saved::Here) {
             self.save_and_let_go(written);

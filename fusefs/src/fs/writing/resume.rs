@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use swarm_proto::{InodeNumber, Manifest, ManifestDigest};
 use swarm_seeder::store::AckLevel;
 use tokio_util::sync::CancellationToken;
@@ -88,7 +87,7 @@ impl FileSystem {
         let unsaved = Unsaved::resume(note, base, &writing.spool, writing.outbox.segment_bytes());
         let unsaved = unsaved.map_err(|error| Left::AsItWas(error.to_string()))?;
         let file = unsaved.file().map_err(|error| Left::AsItWas(error.to_string()))?;
-        let written = Arc::new(Written { unsaved, base: Mutex::default(), failed: Mutex::default() });
+        let written = Arc::new(Written::new(unsaved));
         let old = written.unsaved.base();
         let base = match self.save(&written, AckLevel::Close).await {
             Ok(_) => {

@@ -325,6 +325,27 @@ async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_to_a_file_without_a_name_is_read_through_its_other_handles_to_their_end() {
+    let (bench, _, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    let reader = bench.fs.open(inode, |_| panic!("nothing is complete in these tests")).await.unwrap().handle;
+    let writers = [bench.fs.open_cached(inode, false).await, bench.fs.open_cached(inode, false).await];
+    bench.swarm.unname(inode);
+    bench.until("the name is gone", |bench| bench.fs.attributes_known(inode).is_none()).await;
+    assert_eq!(bench.fs.attributes(inode).await.unwrap().node.unwrap().links, 0);
+    for (writer, (at, shown)) in writers.into_iter().zip([(0_usize, "Base"), (4, "Base and more")]) {
+        write(&bench, inode, at as u64, &shown.as_bytes()[at..]);
+        bench.fs.flush(inode).await.unwrap();
+        bench.fs.release(writer.unwrap().handle);
+        bench.until("it is not tried to save it", |bench| bench.tasks.len() == FOLLOWING).await;
+        assert_eq!(read(&bench, reader).await, shown);
+    }
+    bench.fs.release(reader);
+    bench.until("it is let go", |bench| bench.fs.unsaved_files() == 0).await;
+    assert_eq!(bench.swarm.content(inode), "base");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_writeback_a_close_waits_for_nothing_and_an_fsync_as_ever() {
     let (bench, outbox, _folder) = Bench::writing_with(1 << 20, |writing| writing.with_writeback(true)).await;
     let inode = file(&bench, b"base").await;

@@ -26,17 +26,47 @@ pub(crate) struct Runner {
     unseen: [BTreeSet<Path>; 2],
     /// When each view last changed anything.
     changed: [Instant; 2],
+    pages: Pages,
+    steps: usize,
+}
+
+/// What the kernel still has when a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// What it has kept: most reads never come to the mount.
+    Kept,
+    /// No page of that file; and now and then nothing at all, neither names nor attributes (root).
+    Dropped,
+}
+
+/// So many steps, and the kernel loses all that it can do without.
+const ALL_DROPPED_EVERY: usize = 25;
+
+impl Pages {
+    fn before_read(self, file: &File) {
+        if self == Self::Dropped {
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+    }
+
+    fn before_step(self, step: usize) {
+        if self == Self::Dropped && step.is_multiple_of(ALL_DROPPED_EVERY) {
+            // Only root may; the pages go without that too.
+            std::fs::write("/proc/sys/vm/drop_caches", "3").ok();
+        }
+    }
 }
 
 impl Runner {
-    pub(crate) fn new(place: &Place, name: &str) -> Self {
+    pub(crate) fn new(place: &Place, name: &str, pages: Pages) -> Self {
         let folders = [place.folder().join(name), place.second().join(name)];
         std::fs::create_dir(&folders[0]).unwrap();
         std::fs::set_permissions(&folders[0], PermissionsExt::from_mode(0o755)).unwrap();
         crate::harness::eventually("the folder of the run", Duration::from_secs(10), || folders[1].exists());
         let reference = Reference::new(super::views(place));
         let now = Instant::now();
-        Self { reference, folders, handles: Default::default(), unseen: Default::default(), changed: [now; 2] }
+        let (handles, unseen) = Default::default();
+        Self { reference, folders, handles, unseen, changed: [now; 2], pages, steps: 0 }
     }
 
     /// Do one operation to the model and to the folder of its view.
@@ -45,6 +75,8 @@ impl Runner {
         if !self.reference.has_one_answer(operation) {
             return Ok(());
         }
+        self.steps += 1;
+        self.pages.before_step(self.steps);
         self.see_names(view)?;
         let want = self.reference.apply(operation).expect("it has one answer");
         let mut got = self.act(operation);
@@ -94,7 +126,8 @@ impl Runner {
 
     fn act(&mut self, operation: &Operation) -> Outcome {
         let folder = self.folders[operation.view()].clone();
-        let outcome = act(&mut self.handles[operation.view()], &|path| folder.join(path.to_string()), operation);
+        let at = |path: &Path| folder.join(path.to_string());
+        let outcome = act(&mut self.handles[operation.view()], &at, self.pages, operation);
         outcome.unwrap_or_else(|error| {
             Outcome::Failed(Errno::from_io_error(&error).unwrap_or_else(|| panic!("{operation:?}: {error}")))
         })
@@ -104,6 +137,7 @@ impl Runner {
 fn act(
     handles: &mut [Option<File>; SLOTS],
     at: &dyn Fn(&Path) -> PathBuf,
+    pages: Pages,
     operation: &Operation,
 ) -> std::io::Result<Outcome> {
     let to_write = || OpenOptions::new().write(true).to_owned();
@@ -118,8 +152,9 @@ fn act(
         Operation::SetLength { path, length, .. } => to_write().open(at(path))?.set_len(*length as u64)?,
         Operation::Truncate { path, .. } => drop(to_write().truncate(true).open(at(path))?),
         Operation::Read { path, .. } => {
-            let mut bytes = Vec::new();
-            File::open(at(path))?.read_to_end(&mut bytes)?;
+            let (mut file, mut bytes) = (File::open(at(path))?, Vec::new());
+            pages.before_read(&file);
+            file.read_to_end(&mut bytes)?;
             return Ok(Outcome::Bytes(bytes));
         }
         Operation::Stat { path, .. } => return Ok(attributes(&at(path).symlink_metadata()?)),
@@ -156,7 +191,9 @@ fn act(
             handles[*slot] = Some(opened);
         }
         Operation::HandleRead { slot, .. } => {
-            return Ok(Outcome::Bytes(read_all(handles[*slot].as_ref().expect("open"))?));
+            let file = handles[*slot].as_ref().expect("open");
+            pages.before_read(file);
+            return Ok(Outcome::Bytes(read_all(file)?));
         }
         Operation::HandleWrite { slot, offset, bytes, .. } => {
             handles[*slot].as_ref().expect("open").write_all_at(&bytes.make(), *offset as u64)?;
