@@ -227,9 +227,11 @@ impl Reference {
             }
             Operation::HandleSync { view, slot } => self.commit(*view, self.handle(*view, *slot).inode),
             Operation::HandleClose { view, slot } => {
-                let inode = self.handle(*view, *slot).inode;
-                self.commit(*view, inode);
-                self.handles[*view][*slot] = None;
+                let handle = self.handles[*view][*slot].take().expect("looked at before");
+                // Who only read has nothing to save, whatever others on this mount have unsaved.
+                if handle.access == Access::Write {
+                    self.commit(*view, handle.inode);
+                }
             }
         }
         Ok(Outcome::Done)

@@ -53,7 +53,11 @@ fn unsaved_writes_show_in_their_own_mount_and_closed_ones_in_all() {
         assert_eq!(reference.apply(&operation), Some(Outcome::Done));
     }
     assert_eq!(read(&mut reference, 0), Some(Outcome::Bytes(bytes(9).make())));
-    assert_eq!(read(&mut reference, 1), Some(Outcome::Bytes(Vec::new())));
+    let reader = Operation::Open { view: 0, slot: 1, path: path(), access: Access::Read };
+    for operation in [reader, Operation::HandleClose { view: 0, slot: 1 }] {
+        assert_eq!(reference.apply(&operation), Some(Outcome::Done));
+        assert_eq!(read(&mut reference, 1), Some(Outcome::Bytes(Vec::new())));
+    }
     assert_eq!(reference.apply(&Operation::HandleClose { view: 0, slot: 0 }), Some(Outcome::Done));
     assert_eq!(read(&mut reference, 1), Some(Outcome::Bytes(bytes(9).make())));
 }
