@@ -138,7 +138,7 @@ pub(crate) struct MountFlags {
     /// host:port at which others reach it, if not there
     #[arg(long, value_name = "HOST:PORT", hide_short_help = true)]
     advertise: Option<String>,
-    /// Name of this machine; peers of one machine count as one failure
+    /// Name of this machine; peers of one machine count as one failure, and conflict copies are named after it
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     host: Option<String>,
     /// With the tracker away, answer names and attributes from what was known last

@@ -52,6 +52,8 @@ pub(crate) struct FakeSwarm {
     pub(crate) echoes_late: AtomicBool,
     /// Changes are made, and their answers lost.
     pub(crate) lose_answers: AtomicBool,
+    /// Nobody holds any more what the next new file is made of.
+    pub(crate) lose_segments: AtomicBool,
     /// How durable each change was asked to be.
     pub(crate) levels: Mutex<Vec<AckLevel>>,
 }

@@ -4,6 +4,7 @@
 //! it, so that a write is seen at once by everybody here. It goes when the last handle that writes is closed and all
 //! is saved; where it has no name any more, so that nothing is saved, with the last handle at all.
 
+mod conflict;
 mod copy;
 mod joining;
 mod letting_go;
@@ -59,6 +60,8 @@ pub struct Writing {
     outbox: Arc<dyn Outbox>,
     spool: Arc<Spool>,
     swarm: String,
+    /// Names conflict copies.
+    host: String,
     timeout: Duration,
     /// A close does not wait.
     writeback: bool,
@@ -89,7 +92,25 @@ impl Writing {
     /// Files are kept in `spool` until `outbox` has them at the seeders; a wait without progress ends after `timeout`.
     pub fn new(outbox: Arc<dyn Outbox>, spool: Arc<Spool>, swarm: String, timeout: Duration) -> Self {
         let (open, owed) = (Mutex::default(), Mutex::default());
-        Self { outbox, spool, swarm, timeout, writeback: false, open, owed, debts: None }
+        Self {
+            outbox,
+            spool,
+            swarm,
+            host: conflict::this_machine(),
+            timeout,
+            writeback: false,
+            open,
+            owed,
+            debts: None,
+        }
+    }
+
+    /// What this machine is called in the names of conflict copies; empty: as it calls itself.
+    pub fn with_host(self, host: &str) -> Self {
+        match host {
+            "" => self,
+            _ => Self { host: host.to_owned(), ..self },
+        }
     }
 
     /// Where it is remembered what seeders lack of what was saved.

@@ -70,7 +70,7 @@ pub struct MountConfig {
     pub advertise: Option<String>,
     /// Zone of this machine: peers there are preferred; empty: the default one.
     pub zone: String,
-    /// Name of this machine; empty: its address.
+    /// Name of this machine, as to failures its address if empty; conflict copies are named after it.
     pub host: String,
     /// With the tracker away, answer names and attributes from what was known last.
     pub offline_ok: bool,

@@ -461,6 +461,7 @@ async fn writing(
         );
     }
     let writing = Writing::new(Arc::new(uploader.clone()), spool, ours, config.write_timeout.0).with_debts(debts);
+    let writing = writing.with_host(&config.host);
     Ok((writing.with_writeback(config.writeback), uploader))
 }
 

@@ -13,9 +13,12 @@ impl FakeSwarm {
     pub(super) fn carry_out(&self, operation: Operation) -> Answer<'_, Changed> {
         let late = self.echoes_late.load(Ordering::SeqCst);
         let lost = self.lose_answers.load(Ordering::SeqCst);
+        let is_file = matches!(operation, Operation::PublishFile(_));
+        let is_gone = is_file && self.lose_segments.swap(false, Ordering::SeqCst);
         self.ask(move |state| {
             let changed = match operation {
                 Operation::WriteFile(write) => state.write_file(write, late),
+                _ if is_gone => state.conclude(Err(Fault::SendAgain), late),
                 other => {
                     let done = state.carry_out(other);
                     state.conclude(done, late)

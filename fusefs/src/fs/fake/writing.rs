@@ -283,6 +283,7 @@ impl Bench {
         let (spool, _) = Spool::open(folder.path(), 0).unwrap();
         let debts = Debts::open(&folder.path().join("owed"), 0.0).unwrap();
         let writing = Writing::new(outbox.clone(), spool, String::new(), Duration::from_secs(5)).with_debts(debts);
+        let writing = writing.with_host("desk");
         let writing = change(writing);
         (Self::over(swarm, false, Access::ReadWrite, Some(writing)).await, outbox, folder)
     }

@@ -13,9 +13,8 @@ use swarm_seeder::swarm::upload::UploadError;
 use super::resend::bearer;
 use super::{FileSystem, Writing, Written, base_of, spool_error};
 use crate::errno::{self, Errno};
-use crate::fs::changing::now_ns;
 use crate::fs::content::Version;
-use crate::fs::known::{Becomes, Touched};
+use crate::fs::known::Touched;
 use crate::fs::node::Node;
 use crate::fs::own_change::Answered;
 use crate::write::outbox::Delivered;
@@ -24,8 +23,6 @@ use crate::write::unsaved::{Base, Rebased, Save};
 
 /// Stretches of one file on their way at a time.
 const AT_ONCE: usize = 32;
-/// Names that are tried for a conflict copy.
-const ATTEMPTS: u32 = 8;
 /// A version that no file has.
 const NO_VERSION: u64 = 0;
 /// Pauses while nobody answers.
@@ -113,8 +110,17 @@ impl FileSystem {
                     // What is open here is of the winner's from now on; the kernel has pages of both.
                     self.open.saved(winner, version, NO_VERSION);
                     if !save.appended {
-                        self.lose(writing, written, &save, base).await?;
-                        return Err(Errno::STALE);
+                        match self.lose(writing, written, &save, base).await {
+                            Ok(()) => return Err(Errno::STALE),
+                            Err(Setback::Failed(error)) => return Err(error),
+                            // Its next attempt loses the same race, with what is sent then.
+                            Err(Setback::Again | Setback::Raced(_)) => {
+                                unsaved.sends_anew();
+                                tokio::time::sleep(pause).await;
+                                pause = (pause * 2).min(PAUSES.1);
+                                continue;
+                            }
+                        }
                     }
                     // Not an attempt: others got on, and with them the file.
                     match unsaved.rebase(base).map_err(|error| spool_error(&error))? {
@@ -212,7 +218,7 @@ impl FileSystem {
     }
 
     /// What a commit carries of a manifest.
-    async fn offer(&self, manifest: &Arc<Manifest>) -> Result<Option<v1::write_file::Content>, Errno> {
+    pub(super) async fn offer(&self, manifest: &Arc<Manifest>) -> Result<Option<v1::write_file::Content>, Errno> {
         match manifest.size() {
             0 => Ok(None),
             _ => {
@@ -223,7 +229,7 @@ impl FileSystem {
     }
 
     /// Put a change to the catalog until it answers.
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         writing: &Writing,
         level: AckLevel,
@@ -243,81 +249,6 @@ impl FileSystem {
         }
     }
 
-    /// Another mount's version stays; ours becomes a file beside it.
-    async fn lose(
-        self: &Arc<Self>,
-        writing: &Writing,
-        written: &Written,
-        save: &Save,
-        winner: Base,
-    ) -> Result<(), Errno> {
-        let inode = written.unsaved.inode();
-        self.write_conflict_copy(writing, inode, save).await?;
-        written.unsaved.give_up(save.stamp, winner);
-        self.show_anew(inode);
-        Ok(())
-    }
-
-    async fn write_conflict_copy(
-        self: &Arc<Self>,
-        writing: &Writing,
-        inode: InodeNumber,
-        save: &Save,
-    ) -> Result<(), Errno> {
-        let (manifest, ids, _leases) = match deliver(writing, save).await {
-            Ok(delivered) => delivered,
-            Err(Setback::Failed(error)) => return Err(error),
-            Err(_) => return Err(Errno::IO),
-        };
-        let manifest = Arc::new(manifest);
-        let content = self.offer(&manifest).await?.map(|content| match content {
-            v1::write_file::Content::Manifest(encoded) => v1::publish_file::Content::Manifest(encoded),
-            v1::write_file::Content::ManifestDigest(digest) => v1::publish_file::Content::ManifestDigest(digest),
-        });
-        let node = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node).ok_or(Errno::STALE)?;
-        let (parent, name) = self.place_of(inode).unwrap_or((self.config.root, format!("inode-{inode}").into()));
-        let stamp = now_ns() / 1_000_000;
-        for number in 0..ATTEMPTS {
-            let name = conflict_name(&name, &hostname(), stamp + i64::from(number));
-            let publish = v1::PublishFile {
-                parent: parent.0,
-                name: name.clone().into(),
-                ownership: Some(v1::Ownership {
-                    mode: node.mode.into(),
-                    uid: node.uid,
-                    gid: node.gid,
-                    modified_ns: save.modified_ns,
-                    inherit: false,
-                }),
-                size: manifest.size(),
-                if_exists: v1::IfExists::Fail.into(),
-                base_version: 0,
-                acknowledged: writing.outbox.acknowledged(&ids),
-                content: content.clone(),
-            };
-            let touched = Touched { names: vec![(parent, name.clone().into())], inodes: Vec::new() };
-            let answered = self.commit(writing, AckLevel::Close, touched, Operation::PublishFile(publish)).await?;
-            match answered.refusal() {
-                None => {
-                    if let Some(node) = answered.node() {
-                        self.owe(writing, node.inode, &manifest, &ids, |range| bearer(save, range));
-                    }
-                    let made = answered.node().map_or(Becomes::Unknown, Becomes::Names);
-                    answered.conclude(&[made]);
-                    let shown = String::from_utf8_lossy(&name).into_owned();
-                    tracing::warn!(copy = shown, %inode, "two wrote one file: what was written here is beside it");
-                    return Ok(());
-                }
-                Some(refusal) if refusal.fault == Fault::Exists => {}
-                Some(refusal) => {
-                    tracing::error!(%refusal, %inode, "write a conflict copy");
-                    return Err(errno::of_fault(refusal.fault));
-                }
-            }
-        }
-        Err(Errno::EXIST)
-    }
-
     /// Where the end of a file moved, or its bytes are others than the kernel has.
     pub(super) fn show_anew(&self, inode: InodeNumber) {
         use crate::fs::invalidation::Invalidation;
@@ -326,7 +257,10 @@ impl FileSystem {
 }
 
 /// Send what is unsaved; the manifest of the whole file, and what keeps its segments until the commit.
-async fn deliver(writing: &Writing, save: &Save) -> Result<(Manifest, Vec<SegmentId>, Vec<Arc<Delivered>>), Setback> {
+pub(super) async fn deliver(
+    writing: &Writing,
+    save: &Save,
+) -> Result<(Manifest, Vec<SegmentId>, Vec<Arc<Delivered>>), Setback> {
     let mut sent = Sent::default();
     let mut leases: Vec<Arc<Delivered>> = Vec::new();
     let mut held: Vec<Arc<Delivered>> = Vec::new();
@@ -411,28 +345,4 @@ fn setback(error: UploadError) -> Setback {
         UploadError::Tracker(error) => errno::of_tracker(&error),
         _ => Errno::IO,
     })
-}
-
-fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// `report.txt` → `report.txt.conflict-HOST-MILLISECONDS`, at most 255 bytes.
-fn conflict_name(name: &[u8], host: &str, stamp: i64) -> Vec<u8> {
-    const MOST: usize = 255;
-    let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
-    let tail = format!(".conflict-{host}-{stamp}");
-    let kept = name.len().min(MOST - tail.len());
-    [&name[..kept], tail.as_bytes()].concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conflict_copies_have_names_that_fit() {
-        assert_eq!(conflict_name(b"a.txt", "desk.home", 7), b"a.txt.conflict-deskhome-7");
-        assert_eq!(conflict_name(&[b'x'; 255], &"h".repeat(200), i64::MAX).len(), 255);
-    }
 }

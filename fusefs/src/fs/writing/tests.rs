@@ -136,6 +136,21 @@ async fn what_is_written_elsewhere_while_an_append_is_saved_is_not_lost_with_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_seeders_lost_before_a_conflict_copy_was_made_of_it_is_sent_again() {
+    let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
+    let inode = file(&bench, b"base").await;
+    bench.fs.open_cached(inode, false).await.unwrap();
+    write(&bench, inode, 0, b"B");
+    bench.swarm.write_silently(inode, b"somebody else's");
+    bench.swarm.lose_segments.store(true, Ordering::SeqCst);
+    assert_eq!(bench.fs.flush(inode).await, Err(Errno::STALE));
+    let copy = bench.swarm.named(ROOT, |name| name.starts_with(b"file.conflict-desk-")).expect("a conflict copy");
+    assert_eq!(bench.swarm.content(copy), "Base");
+    assert_eq!(bench.swarm.content(inode), "somebody else's");
+    assert_eq!(outbox.sends.load(Ordering::SeqCst), 4, "to save, as a copy, and both once more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_close_acknowledged_is_durable_after_fsync_through_any_handle() {
     for reopened in [false, true] {
         let (bench, outbox, _folder) = Bench::writing(1 << 20).await;
