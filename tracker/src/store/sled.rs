@@ -168,7 +168,7 @@ async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: Cancellation
         tokio::select! {
             () = stop.cancelled() => stopping = true,
             () = much.notified() => {}
-            () = settle_is_due(&inner) => {}
+            () = settle_is_due(|| inner.upgrade().map(|inner| inner.events.newest())) => {}
         }
         if work_behind(&inner, Inner::settle).await.is_break() {
             return;
@@ -177,9 +177,8 @@ async fn settle_behind(inner: Weak<Inner>, much: Arc<Notify>, stop: Cancellation
 }
 
 /// After a while, once nobody changes anything: it takes the processor from those who do. But it does not wait for ever.
-async fn settle_is_due(inner: &Weak<Inner>) {
+async fn settle_is_due(newest: impl Fn() -> Option<Revision>) {
     sleep(SETTLE_EVERY).await;
-    let newest = || inner.upgrade().map(|inner| inner.events.newest());
     for _ in 0..QUIET_LOOKS {
         let before = newest();
         sleep(QUIET).await;

@@ -35,6 +35,17 @@ async fn sled_conforms() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn sled_is_given_the_table_once_nobody_commits_and_at_last_in_any_case() {
+    // Somebody commits every tenth of a second for so long.
+    for (busy_for, due_after) in [(0, 5_500), (4_000, 5_500), (8_000, 8_500), (60_000, 15_000)] {
+        let began = tokio::time::Instant::now();
+        settle_is_due(|| Some(Revision(u64::try_from(began.elapsed().as_millis().min(busy_for)).unwrap() / 100))).await;
+        let waited = began.elapsed().as_millis();
+        assert!((due_after..due_after + 100).contains(&waited), "busy for {busy_for} ms: due after {waited} ms");
+    }
+}
+
 #[tokio::test]
 async fn a_second_process_is_told_that_the_folder_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
