@@ -266,6 +266,11 @@ impl OpenFiles {
         })
     }
 
+    /// Whether the kernel may have pages of this very version.
+    pub fn has_pages(&self, inode: InodeNumber, version: u64) -> bool {
+        self.inner.lock().pages.peek(&inode) == Some(&version)
+    }
+
     /// Which inode a handle is of.
     pub fn inode_of(&self, handle: u64) -> Option<InodeNumber> {
         Some(self.inner.lock().handles.get(&handle)?.inode)

@@ -257,7 +257,8 @@ impl FileSystem {
             if let Some(until) = leased.until {
                 self.known.lock().learn_lease(ticket, node.clone(), until);
             }
-            if (1..=WALK_FILE_BYTES_MOST).contains(&node.size) {
+            // Where the kernel has pages, nearly nothing is asked for.
+            if (1..=WALK_FILE_BYTES_MOST).contains(&node.size) && !self.open.has_pages(node.inode, node.version) {
                 bytes += node.size;
                 versions.extend(version.filter(|_| bytes <= WALK_BYTES_MOST));
             }

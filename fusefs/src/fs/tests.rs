@@ -254,8 +254,28 @@ async fn a_walk_over_a_directory_has_manifests_and_bytes_before_they_are_opened(
     assert_eq!(bench.swarm.asked() - before, 1, "no lease, but the manifest is here already");
 }
 
-/// The first three opens of a walk over 40 listed files.
-async fn walk(bench: &Bench, once_listed: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
+#[tokio::test]
+async fn a_walk_fetches_no_bytes_of_files_that_the_kernel_has() {
+    let bench = Bench::new(false).await;
+    bench.swarm.leases.store(true, Ordering::SeqCst);
+    let inodes = listed(&bench).await;
+    for inode in inodes.iter().rev().step_by(2) {
+        open(&bench, *inode).await;
+    }
+    for inode in &inodes[..3] {
+        open(&bench, *inode).await;
+    }
+    bench.until("the next files are leased", |bench| inodes[3..19].iter().all(|file| bench.fs.is_leased(*file))).await;
+    bench.until("some are fetched", |bench| !bench.swarm.prefetched.lock().is_empty()).await;
+    let fetched = bench.swarm.prefetched.lock().clone();
+    for (index, inode) in inodes.iter().enumerate().take(19).skip(3) {
+        let digest = bench.fs.current(*inode).await.unwrap().1.digest.unwrap();
+        assert_eq!(fetched.contains(&digest), index % 2 == 0, "file {index}");
+    }
+}
+
+/// 40 files in a listed folder.
+async fn listed(bench: &Bench) -> Vec<InodeNumber> {
     let inodes: Vec<InodeNumber> = (0..40)
         .map(|index| {
             let inode = bench.swarm.make(ROOT, format!("{index:02}"), Kind::File);
@@ -265,6 +285,12 @@ async fn walk(bench: &Bench, once_listed: impl FnOnce(&[InodeNumber])) -> Vec<In
         .collect();
     let directory = bench.fs.open_directory(ROOT);
     bench.fs.page_at(directory, 0).await.unwrap();
+    inodes
+}
+
+/// The first three opens of a walk over them.
+async fn walk(bench: &Bench, once_listed: impl FnOnce(&[InodeNumber])) -> Vec<InodeNumber> {
+    let inodes = listed(bench).await;
     once_listed(&inodes);
     for inode in &inodes[..3] {
         open(bench, *inode).await;

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use swarm_proto::{PeerId, SegmentId};
 use swarm_seeder::swarm::upload::Uploader;
@@ -25,6 +26,11 @@ impl Locating {
     pub(super) fn remember(&self, uploader: Uploader) {
         // Whoever assembles the mount says it once.
         drop(self.uploader.set(uploader));
+    }
+
+    /// The bytes of a short segment that this mount sent lately.
+    pub(super) fn sent(&self, id: &SegmentId) -> Option<Bytes> {
+        self.uploader.get()?.sent(id)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus::Registry;
 use rustix::fs::{FlockOperation, flock};
 use swarm_proto::admin::{self, Readiness};
-use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SwarmId};
+use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SegmentId, SwarmId};
 use swarm_seeder::announcer::Binding;
 use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped};
 use swarm_seeder::store::StoreError;
@@ -33,7 +33,7 @@ use crate::fs::invalidation::Invalidations;
 use crate::fs::node::Kind;
 use crate::fs::{Access, FileSystem, FileSystemConfig, Writing};
 use crate::fuse::{Runtimes, Session, SessionConfig};
-use crate::read::{ReadConfig, ReadEngine};
+use crate::read::{ReadConfig, ReadEngine, SentOrElse};
 use crate::write::{Debts, Spool};
 
 /// How long the cache of a mount that is just ending is waited for.
@@ -58,6 +58,8 @@ const OWED: &str = "owed";
 const NOT_ASKED_FOR: &str = "it was not asked for (--passthrough-writes)";
 /// Files up to this length are sent to seeders without asking the tracker whether they have them.
 const UNASKED_BYTES: u64 = 64 * 1024;
+/// What is kept in memory of the bytes of such files: they are often read soon after they were written.
+const RECENT_BYTES: usize = 32 << 20;
 /// Bytes of the spool's disk that are never used.
 const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
 
@@ -248,7 +250,9 @@ impl Mount {
             read_timeout: config.read_timeout.0,
             memory: config.memory.map(|memory| memory.0),
         };
-        let engine = ReadEngine::new(cache.clone(), swarm, read_config, &registry, tasks.clone(), stop.clone());
+        let sent = locating.clone();
+        let source = Arc::new(SentOrElse::new(move |id: &SegmentId| sent.sent(id), swarm));
+        let engine = ReadEngine::new(cache.clone(), source, read_config, &registry, tasks.clone(), stop.clone());
 
         let (invalidations, forget) = Invalidations::new();
         let tracker = Arc::new(tracker);
@@ -434,6 +438,7 @@ async fn writing(
         min_replicas: status.min_replicas.clamp(1, replicas),
         patience: config.write_timeout.0,
         unasked_bytes: UNASKED_BYTES,
+        recent_bytes: RECENT_BYTES,
         ..UploadConfig::default()
     };
     let uploader = within(names, || Uploader::new(tracker.clone(), upload, tasks, stop.clone()));

@@ -18,7 +18,7 @@ pub use budget::MemoryBudget;
 pub use engine::{ReadConfig, ReadEngine};
 pub use metrics::ReadStats;
 pub use reader::OpenFile;
-pub use source::ChunkSource;
+pub use source::{ChunkSource, SentOrElse};
 
 use std::time::Duration;
 

@@ -39,6 +39,25 @@ fn a_reader_does_not_notice_that_a_seeder_is_killed() {
 }
 
 #[test]
+fn short_files_that_were_written_lately_are_read_with_no_seeder_left() {
+    let mut swarm = Swarm::start(2);
+    let mut mount = swarm.mount();
+    let bytes = |number: u8| vec![number; 1_000 + 5_000 * usize::from(number)];
+    for number in 0..10 {
+        std::fs::write(mount.path(&format!("short-{number}")), bytes(number)).unwrap();
+    }
+    let names: Vec<_> = (0..10).map(|number| mount.path(&format!("short-{number}"))).collect();
+    swarm.seeders.iter_mut().for_each(|seeder| seeder.kill());
+    for (number, name) in (0..).zip(&names) {
+        let file = std::fs::File::open(name).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert_eq!(std::io::Read::bytes(file).collect::<Result<Vec<u8>, _>>().unwrap(), bytes(number));
+    }
+    swarm.seeders.iter_mut().for_each(|seeder| seeder.start());
+    mount.stop();
+}
+
+#[test]
 fn a_reader_does_not_notice_that_a_seeder_stops_answering() {
     let mut swarm = Swarm::start(3);
     let source = swarm.scratch("large");

@@ -11,6 +11,7 @@ mod lately;
 mod ledger;
 mod links;
 mod placer;
+mod recent;
 mod shortage;
 mod store_call;
 mod uploader;
@@ -52,6 +53,8 @@ pub struct UploadConfig {
     pub keep: Duration,
     /// How long without any progress before an upload gives up.
     pub patience: Duration,
+    /// Bytes of short segments, as `unasked_bytes` has it, that are remembered; 0: none.
+    pub recent_bytes: usize,
 }
 
 impl Default for UploadConfig {
@@ -66,6 +69,7 @@ impl Default for UploadConfig {
             in_flight_bytes: 64 << 20,
             keep: Duration::from_secs(3_600),
             patience: Duration::from_secs(60),
+            recent_bytes: 0,
         }
     }
 }

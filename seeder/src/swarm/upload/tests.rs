@@ -355,6 +355,19 @@ async fn small_ones_that_come_soon_after_each_other_are_sent_unasked_to_the_same
 }
 
 #[tokio::test]
+async fn short_ones_that_were_sent_lately_are_remembered() {
+    for recent_bytes in [0, 1 << 20] {
+        let swarm = swarm(2, |config| (config.unasked_bytes, config.recent_bytes) = (4_000, recent_bytes)).await;
+        for (length, is_short) in [(4_000, true), (4_001, false)] {
+            let uploaded = put(&swarm, &bytes(length, 1)).await.unwrap();
+            let sent = swarm.uploader.sent(&uploaded.segment_ids()[0]);
+            assert_eq!(sent.is_some(), is_short && recent_bytes > 0, "{length} bytes, room for {recent_bytes}");
+            assert!(sent.is_none_or(|sent| sent == bytes(length, 1)));
+        }
+    }
+}
+
+#[tokio::test]
 async fn seeders_that_fail_are_replaced() {
     for mood in [Mood::Full, Mood::DiskFails] {
         for failing in 0..2 {

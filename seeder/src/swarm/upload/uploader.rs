@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 use super::lately::Lately;
 use super::ledger::Ledger;
 use super::links::{Links, Trouble};
+use super::recent::Recent;
 use super::{KnownSeeder, Placer, SeederState, UploadConfig, UploadError};
 use crate::swarm::{Holder, PeerAddress};
 use crate::tracker_client::innermost;
@@ -139,6 +140,7 @@ pub(super) struct Inner {
     pub(super) lately: Mutex<Lately>,
     /// Who was named last for a short batch, and for which question.
     pub(super) placed: Mutex<Option<LastPlaced>>,
+    recent: Recent,
     sent_bytes: AtomicU64,
     sent_segments: AtomicU64,
     skipped_bytes: AtomicU64,
@@ -165,6 +167,7 @@ impl Uploader {
         let units = (config.in_flight_bytes.max(u64::from(config.segment_bytes)) / ROOM_UNIT_BYTES).max(1);
         let room_units =
             u32::try_from(units).unwrap_or(u32::MAX).min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+        let recent = Recent::new(config.recent_bytes, usize::try_from(config.unasked_bytes).unwrap_or(usize::MAX));
         let (queue, jobs) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             placer,
@@ -181,6 +184,7 @@ impl Uploader {
             seeders: tokio::sync::Mutex::default(),
             lately: Mutex::default(),
             placed: Mutex::default(),
+            recent,
             sent_bytes: AtomicU64::new(0),
             sent_segments: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
@@ -215,6 +219,7 @@ impl Uploader {
     /// Cost:   waits for the seeders. Dropping the future does not stop the sending.
     pub async fn place(&self, piece: Piece, room: Room) -> Result<Placed, UploadError> {
         let Piece { segment, bytes } = piece;
+        self.inner.recent.put(segment.id, &bytes);
         let (waiter, placed) = oneshot::channel();
         let first = {
             let mut waiting = self.inner.waiting.lock();
@@ -289,6 +294,11 @@ impl Uploader {
                 ledger.lost(peer, id);
             }
         }
+    }
+
+    /// The bytes of a short segment that was sent lately.
+    pub fn sent(&self, id: &SegmentId) -> Option<Bytes> {
+        self.inner.recent.get(id)
     }
 
     /// What was done so far.
