@@ -124,7 +124,8 @@ mod tests {
             let source = Arc::new(SentOrElse::new(move |_: &SegmentId| Some(sent.clone()), Arc::new(Nobody)));
             let fetched = source.fetch(want(chunks)).await.unwrap();
             let range = segment.bytes_of(chunks);
-            let expected = bytes.slice(range.start as usize..range.end as usize);
+            let at = |byte: u64| usize::try_from(byte).unwrap();
+            let expected = bytes.slice(at(range.start)..at(range.end));
             assert_eq!((fetched.tree.segment(), fetched.pieces), (segment, vec![(chunks, expected)]));
         }
         for sent in [None, Some(bytes.slice(1..)), Some(Bytes::new())] {
