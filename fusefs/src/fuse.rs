@@ -5,6 +5,7 @@
 
 mod changing;
 mod convert;
+mod retelling;
 mod session;
 pub(crate) mod status_file;
 mod writing;
@@ -58,6 +59,7 @@ struct Operations {
     /// Whether there are extended attributes.
     xattr: bool,
     status: status_file::StatusFile,
+    retelling: Arc<retelling::Retelling>,
 }
 
 /// Where operations run.
@@ -213,16 +215,16 @@ impl Filesystem for Operations {
         );
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY || writing::truncates(flags) {
-            return self.open_to_write(inode, flags, reply);
+            return self.open_to_write(request, inode, flags, reply);
         }
         if inode == status_file::INODE {
             let handle = self.status.open(self.fs.status_text());
             return reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let leased = fs.is_leased(inode);
+        let (leased, retelling, thread) = (fs.is_leased(inode), self.retelling.clone(), request.pid());
         // A file may need two questions: one for the inode, one for a large manifest.
         let limit = self.metadata_limit() * 2;
         let task = async move {
@@ -235,7 +237,13 @@ impl Filesystem for Operations {
                     }
                     reply.error(errno(error));
                 }
+                Ok(opened) if opened.other_size && retelling.begin(inode, thread) => {
+                    fs.take_back(&opened);
+                    reply.error(fuser::Errno::ESTALE);
+                }
                 Ok(opened) => {
+                    retelling.end(inode, thread);
+                    fs.count_open(&opened);
                     if writing::executes(flags) {
                         fs.runs(opened.handle);
                     }

@@ -169,7 +169,7 @@ impl FileSystem {
             Ok(None) => match self.open.opened(inode) {
                 // Its last name is gone, but it is still open here.
                 Some((node, _)) => Ok((Arc::new(Node { links: 0, ..(*node).clone() }), Trust::For(BRIEFLY))),
-                None => Err(Errno::STALE),
+                None => Err(self.is_gone(inode)),
             },
             Err(error) => match self.open.opened(inode) {
                 Some((node, _)) => Ok((node, Trust::For(BRIEFLY))),
@@ -179,6 +179,17 @@ impl FileSystem {
     }
 
     pub(super) fn found(&self, node: Option<Arc<Node>>, trust: Trust) -> Found {
-        Found { node: node.map(|node| self.as_written(self.open.as_seen(node))), keep: kernel_may_keep(trust) }
+        Found { node: node.map(|node| self.as_shown(node)), keep: kernel_may_keep(trust) }
+    }
+
+    /// An inode as processes of this mount see it.
+    pub(super) fn as_shown(&self, node: Arc<Node>) -> Arc<Node> {
+        let (inode, version) = (node.inode, node.version);
+        let shown = self.as_written(self.open.as_seen(node));
+        // Saved between the answer and the look at what is unsaved: neither would show it.
+        match self.known.lock().newer(inode, version) {
+            Some(newer) => self.as_written(self.open.as_seen(newer)),
+            None => shown,
+        }
     }
 }

@@ -247,7 +247,7 @@ impl FileSystem {
         let touched = Touched { names: Vec::new(), inodes: vec![inode] };
         let answered = self.ask_change(touched, AckLevel::Close, operation).await?.done()?;
         match answered.conclude(&[]) {
-            (Some(node), keep) => Ok(Found { node: Some(self.as_written(self.open.as_seen(node))), keep }),
+            (Some(node), keep) => Ok(Found { node: Some(self.as_shown(node)), keep }),
             (None, _) => self.attributes(inode).await,
         }
     }
@@ -270,7 +270,7 @@ impl FileSystem {
     async fn made(&self, answered: Answered<'_>, parent: InodeNumber, name: Bytes) -> Result<Found, Errno> {
         let becomes = becomes(answered.node());
         match answered.conclude(std::slice::from_ref(&becomes)) {
-            (Some(node), keep) => Ok(Found { node: Some(self.as_written(self.open.as_seen(node))), keep }),
+            (Some(node), keep) => Ok(Found { node: Some(self.as_shown(node)), keep }),
             (None, _) => self.lookup(parent, name).await,
         }
     }

@@ -108,7 +108,7 @@ impl FileSystem {
         // The listing may be older than a change; then the kernel asks again at once.
         let (node, keep) =
             given.map_or((listed.clone(), Duration::ZERO), |(node, trust)| (node, kernel_may_keep(trust)));
-        (self.as_written(self.open.as_seen(node)), keep)
+        (self.as_shown(node), keep)
     }
 
     /// All entries of a directory, as they are or were at most a moment ago.

@@ -240,6 +240,11 @@ impl Known {
         Some((node, trust))
     }
 
+    /// A newer version of an inode than this one, if one is known.
+    pub fn newer(&self, inode: InodeNumber, version: u64) -> Option<Arc<Node>> {
+        self.nodes.peek(&inode).map(|learned| &learned.value).filter(|node| node.version > version).cloned()
+    }
+
     /// A name in a directory, if it is known, or known to be absent.
     ///
     /// Shape: trust is that of the name and, if there is one, of the inode together.

@@ -55,6 +55,10 @@ pub struct Opened {
     pub mode: Mode,
     /// Attributes that the kernel has are of another version.
     pub attributes_changed: bool,
+    /// The kernel may believe that it has another size.
+    pub other_size: bool,
+    /// It was opened to write to it.
+    pub to_write: bool,
 }
 
 /// What to read through a handle.
@@ -252,7 +256,7 @@ impl OpenFiles {
         let handle = inner.next_handle;
         inner.next_handle += 1;
         inner.handles.insert(handle, Handle { inode, content, version: number, how, may_have_stored: false });
-        Opened { handle, mode, attributes_changed }
+        Opened { handle, mode, attributes_changed, other_size: false, to_write: wanted == Backed::Spool }
     }
 
     /// What to read through a handle; none if there is no such handle.
@@ -269,6 +273,11 @@ impl OpenFiles {
     /// Whether the kernel may have pages of this very version.
     pub fn has_pages(&self, inode: InodeNumber, version: u64) -> bool {
         self.inner.lock().pages.peek(&inode) == Some(&version)
+    }
+
+    /// The kernel was not told that it opened a file, and keeps pages of whatever version.
+    pub fn forget_pages(&self, inode: InodeNumber) {
+        self.inner.lock().pages.pop(&inode);
     }
 
     /// Which inode a handle is of.

@@ -25,6 +25,8 @@ const PASSED_BYTES_LEAST: u64 = 1024 * 1024;
 const WALK_FILE_BYTES_MOST: u64 = 1024 * 1024;
 /// Bytes that are fetched ahead of a walk at once.
 const WALK_BYTES_MOST: u64 = 32 * 1024 * 1024;
+/// How often an open asks again for the version that is current, while this mount saves one after the other.
+pub(super) const ASKED_MOST: usize = 8;
 
 /// What a seek looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +45,46 @@ impl FileSystem {
     pub async fn open(
         self: &Arc<Self>,
         inode: InodeNumber,
-        back: impl FnOnce(&File) -> io::Result<Backing> + Send,
+        back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        for _ in 0..ASKED_MOST {
+            let (opened, node) = self.open_current(inode, &back).await?;
+            if !self.is_behind(&node) {
+                return Ok(self.tell_of(opened, shown, &node));
+            }
+            // Saved and let go by this mount since it was asked for.
+            self.take_back(&opened);
+        }
+        let (opened, node) = self.open_current(inode, &back).await?;
+        Ok(self.tell_of(opened, shown, &node))
+    }
+
+    /// The kernel is told that a file was opened.
+    pub fn count_open(&self, opened: &Opened) {
+        let mode = match (&opened.mode, opened.to_write) {
+            (Mode::Cached { .. }, false) => "cached",
+            (Mode::Passthrough(_), false) => "passthrough",
+            (Mode::Direct(_), false) => "direct",
+            (Mode::Passthrough(_), true) => "passthrough-writing",
+            (Mode::Direct(_) | Mode::Cached { .. }, true) => "writing",
+        };
+        self.counters.opens.with_label_values(&[mode]).inc();
+    }
+
+    /// A file was opened, and the kernel is not told so.
+    pub fn take_back(self: &Arc<Self>, opened: &Opened) {
+        if let Some(inode) = self.open.inode_of(opened.handle) {
+            self.release(opened.handle);
+            self.open.forget_pages(inode);
+        }
+    }
+
+    async fn open_current(
+        self: &Arc<Self>,
+        inode: InodeNumber,
+        back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
+    ) -> Result<(Opened, Arc<Node>), Errno> {
         let (node, version) = self.current(inode).await?;
         let written = self.written(inode);
         if let Some(written) = &written {
@@ -58,19 +97,33 @@ impl FileSystem {
         let joins = || written.is_some_and(|written| written.is_passed_on());
         let opened = self.open.open(node.clone(), version, content, joins, back);
         self.tell_opened(inode);
-        // Before the caller goes on, so that it never reads the new bytes within the old size.
-        let untold = self.known.lock().take_untold(inode);
-        if opened.attributes_changed || untold || shown.is_some_and(|shown| shown != node) {
-            self.forget_attributes_now(inode);
-        }
-        let mode = match opened.mode {
-            Mode::Cached { .. } => "cached",
-            Mode::Passthrough(_) => "passthrough",
-            Mode::Direct(_) => "direct",
-        };
-        self.counters.opens.with_label_values(&[mode]).inc();
         self.follow_walk(inode);
-        Ok(opened)
+        Ok((opened, node))
+    }
+
+    /// Whether this mount knows a newer version, which is one that it has saved.
+    pub(super) fn is_behind(&self, node: &Node) -> bool {
+        self.known.lock().newer(node.inode, node.version).is_some()
+    }
+
+    /// Have the kernel forget what it was told of an inode that is opened at another version than the one `shown`.
+    ///
+    /// Before the caller goes on, so that it never reads the new bytes within the old size.
+    pub(super) fn tell_of(&self, opened: Opened, shown: Option<Arc<Node>>, node: &Arc<Node>) -> Opened {
+        let untold = self.learn(|known| known.take_untold(node.inode)) || opened.attributes_changed;
+        let differs = shown.as_ref().is_none_or(|shown| shown != node);
+        if untold || differs {
+            self.forget_attributes_now(node.inode);
+        }
+        let other_size = shown.is_none_or(|shown| shown.size != node.size);
+        if (untold || other_size)
+            && self.known.lock().node(node.inode, Instant::now()).is_none_or(|(known, _)| known.version < node.version)
+        {
+            // By a lease: the kernel is told from here.
+            let ticket = self.ticket();
+            self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+        }
+        Opened { other_size: untold || other_size, ..opened }
     }
 
     /// Whether an open needs no question now.
@@ -165,11 +218,11 @@ impl FileSystem {
                         self.learn(|known| known.learn_current(ticket, revision, node.clone(), Instant::now()));
                         // It lives on where it is open. Here it is not: its name was looked up before it lost it.
                         if node.links == 0 && self.open.opened(inode).is_none() {
-                            return Err(Errno::STALE);
+                            return Err(self.is_gone(inode));
                         }
                         (node, manifest)
                     }
-                    Ok(None) => return Err(Errno::STALE),
+                    Ok(None) => return Err(self.is_gone(inode)),
                     Err(error) => self.or_last(error, last)?,
                 }
             }
@@ -184,6 +237,13 @@ impl FileSystem {
         let unopened = |_: &Errno| self.invalidations.send([Invalidation::Attributes(inode)]);
         let version = self.version_of(&node, manifest).await.inspect_err(unopened)?;
         Ok((node, version))
+    }
+
+    /// An inode is gone, and what it was named is to be asked for: the kernel looks its name up again, whatever is
+    /// remembered.
+    pub(super) fn is_gone(&self, inode: InodeNumber) -> Errno {
+        self.learn(|known| known.gone(inode));
+        Errno::STALE
     }
 
     /// The content of a file, of which the manifest may have come with the inode.

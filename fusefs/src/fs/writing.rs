@@ -38,6 +38,7 @@ use super::content::{OpenContent, Version};
 use super::invalidation::Invalidation;
 use super::node::Node;
 use super::open_files::{Backing, Mode, Opened};
+use super::reading::ASKED_MOST;
 use super::{FileSystem, Found};
 use owed::Owed;
 use save::Saved;
@@ -52,8 +53,6 @@ pub use sizes::{Reserve, ResizedBy};
 
 /// Largest file: what `off_t` can say.
 const MOST_BYTES: u64 = i64::MAX as u64;
-/// How often an open asks again for the version that is current, while this mount saves one after the other.
-const ASKED_MOST: usize = 8;
 
 /// What writing needs.
 pub struct Writing {
@@ -202,20 +201,30 @@ impl FileSystem {
         inode: InodeNumber,
         truncate: bool,
         writer: Writer,
-        back: impl FnOnce(&File) -> io::Result<Backing> + Send,
+        back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
         self.writing()?;
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
-        let (written, node, version) = self.join_current(inode).await?;
-        let opened = self.enter(&written, node.clone(), version, writer, Some(back).filter(|_| truncate))?;
+        let mut asked = 0;
+        let (opened, node) = loop {
+            let (written, node, version) = self.join_current(inode).await?;
+            let opened = self.enter(&written, node.clone(), version, writer, Some(&back).filter(|_| truncate))?;
+            asked += 1;
+            if asked >= ASKED_MOST || !self.is_behind(&node) {
+                break (opened, node);
+            }
+            self.take_back(&opened);
+        };
         if truncate && let Err(error) = self.cut(inode, 0) {
             self.release(opened.handle);
             return Err(error);
         }
-        if truncate || opened.attributes_changed || shown.is_some_and(|shown| shown != node) {
+        if truncate {
+            // The kernel has made it empty by itself.
             self.forget_attributes_now(inode);
+            return Ok(opened);
         }
-        Ok(opened)
+        Ok(self.tell_of(opened, shown, &node))
     }
 
     /// Make a file and open it for writing; `back` as [`Self::open_to_write`] has it.
@@ -246,7 +255,7 @@ impl FileSystem {
         let mut written = self.join_or_begin(&node, &version)?;
         // Saved and let go by this mount since it was asked for: what is written now would be over the version before.
         for _ in 0..ASKED_MOST {
-            if !self.is_older_than_known(&node, &written) {
+            if !self.is_behind(&node) {
                 break;
             }
             self.part(written);
@@ -272,12 +281,6 @@ impl FileSystem {
         Ok(written)
     }
 
-    /// Whether a file was begun at a version before one that this mount knows.
-    fn is_older_than_known(&self, node: &Node, written: &Written) -> bool {
-        let known = self.known.lock().node(node.inode, Instant::now()).map_or(0, |(known, _)| known.version);
-        node.version < known && written.unsaved.base().version < known
-    }
-
     fn enter(
         &self,
         written: &Arc<Written>,
@@ -293,16 +296,11 @@ impl FileSystem {
         let content = Arc::new(NeverPassed(self.content.open(&version)));
         let back = back.filter(|_| writer == Writer::Plain);
         let opened = self.open.open_to_write(node, version, content, || written.is_passed_on(), || written.pass(back?));
-        let mode = match opened.mode {
-            Mode::Passthrough(_) => "passthrough-writing",
-            Mode::Direct(_) | Mode::Cached { .. } => "writing",
-        };
         if writer == Writer::Reads && !matches!(opened.mode, Mode::Cached { .. }) {
             written.unsaved.may_be_mapped();
         }
         self.tell_opened(inode);
         writing.open.lock().handles.insert(opened.handle, writer);
-        self.counters.opens.with_label_values(&[mode]).inc();
         Ok(opened)
     }
 

@@ -41,7 +41,7 @@ mod allocate {
 }
 
 impl Operations {
-    pub(super) fn open_to_write(&self, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    pub(super) fn open_to_write(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if inode == status_file::INODE {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -51,20 +51,30 @@ impl Operations {
             // The kernel says so too, but only after this was answered and its pages are gone from under the program.
             return reply.error(fuser::Errno::ETXTBSY);
         }
+        let (retelling, thread) = (self.retelling.clone(), request.pid());
         let task = async move {
             let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
             let work = fs.open_to_write(inode, truncate, writer(flags.0), back);
             match limited(&fs, "open", limit, work).await {
                 Err(error) => reply.error(error),
-                Ok(Opened { handle, mode, .. }) => match mode {
-                    Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), how(flags.0, keep_pages)),
-                    Mode::Direct(backing) => {
-                        reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
+                Ok(opened) if opened.other_size && retelling.begin(inode, thread) => {
+                    fs.take_back(&opened);
+                    reply.error(fuser::Errno::ESTALE);
+                }
+                Ok(opened) => {
+                    retelling.end(inode, thread);
+                    fs.count_open(&opened);
+                    let Opened { handle, mode, .. } = opened;
+                    match mode {
+                        Mode::Cached { keep_pages } => reply.opened(FileHandle(handle), how(flags.0, keep_pages)),
+                        Mode::Direct(backing) => {
+                            reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO, id_of(&backing));
+                        }
+                        Mode::Passthrough(backing) => {
+                            reply.opened_passthrough(FileHandle(handle), how_passed(flags.0), id_of(&backing));
+                        }
                     }
-                    Mode::Passthrough(backing) => {
-                        reply.opened_passthrough(FileHandle(handle), how_passed(flags.0), id_of(&backing));
-                    }
-                },
+                }
             }
         };
         self.tasks.spawn_on(task, &self.runtimes.names);
@@ -92,6 +102,7 @@ impl Operations {
                 Err(error) => return reply.error(error),
             };
             let Some(node) = found.node else { return reply.error(fuser::Errno::EIO) };
+            fs.count_open(&opened);
             let (handle, attributes) = (FileHandle(opened.handle), numbers.attributes(&node));
             match opened.mode {
                 Mode::Cached { keep_pages } => {

@@ -24,6 +24,50 @@ fn an_open_after_a_commit_sees_it_at_every_mount() {
 }
 
 #[test]
+fn whoever_goes_by_the_kernels_own_idea_of_the_size_sees_all_that_was_there_at_the_open() {
+    let swarm = Swarm::new(1);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    let out = File::create(swarm.folder("out")).unwrap();
+    for round in 0..20_usize {
+        // Longer each time, and once shorter.
+        let text = noise(round as u64, 1_000 + 5_000 * (round % 15));
+        std::fs::write(one.path("file"), &text).unwrap();
+        if round % 3 == 2 {
+            // Once the push has come, nothing is new at the open.
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        let file = match round % 2 {
+            0 => File::open(two.path("file")).unwrap(),
+            _ => File::options().read(true).write(true).open(two.path("file")).unwrap(),
+        };
+        let sent = rustix::fs::sendfile(&out, &file, Some(&mut 0), text.len() + 1).unwrap();
+        assert_eq!(sent, text.len(), "round {round}");
+    }
+}
+
+#[test]
+fn a_name_that_somebody_else_replaced_or_removed_just_now_is_never_stale() {
+    let swarm = Swarm::new(1);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    for round in 0..20 {
+        swarm.publish("/file", b"old");
+        eventually("the name shows", || std::fs::read(two.path("file")).is_ok());
+        std::fs::write(one.path("new"), format!("new {round}")).unwrap();
+        std::fs::rename(one.path("new"), one.path("file")).unwrap();
+        assert_eq!(std::fs::read_to_string(two.path("file")).unwrap(), format!("new {round}"));
+        std::fs::remove_file(one.path("file")).unwrap();
+        let gone = match round % 2 {
+            0 => File::open(two.path("file")).map(drop),
+            _ => File::options().write(true).open(two.path("file")).map(drop),
+        };
+        assert_eq!(gone.unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        std::fs::write(two.path("file"), b"made anew").unwrap();
+        eventually("the name shows", || std::fs::read(one.path("file")).is_ok_and(|bytes| bytes == b"made anew"));
+        std::fs::remove_file(two.path("file")).unwrap();
+    }
+}
+
+#[test]
 fn an_open_after_a_commit_sees_it_also_in_the_middle_of_a_walk() {
     let swarm = Swarm::new(1);
     swarm.make_folder("/folder");
