@@ -1,8 +1,11 @@
 //! Two mounts of one swarm, and somebody who changes it.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
+
+use swarm_fusefs::mount::MountConfig;
 
 use super::swarm::{Swarm, eventually, noise};
 
@@ -65,6 +68,30 @@ fn a_name_that_somebody_else_replaced_or_removed_just_now_is_never_stale() {
         eventually("the name shows", || std::fs::read(one.path("file")).is_ok_and(|bytes| bytes == b"made anew"));
         std::fs::remove_file(two.path("file")).unwrap();
     }
+}
+
+#[test]
+fn with_writeback_a_mount_never_reads_less_than_it_wrote() {
+    let swarm = Swarm::new(1);
+    let config = MountConfig { writeback: true, ..swarm.config("cache") };
+    let one = swarm.mount_with("one", config);
+    let (counter, text) = (one.path("counter"), one.path("text"));
+    std::fs::write(&counter, "0").unwrap();
+    for round in 0..300_usize {
+        let count: usize = std::fs::read_to_string(&counter).unwrap().parse().unwrap_or_else(|_| panic!("{round}"));
+        assert_eq!(count, round, "what was counted");
+        std::fs::write(&counter, (count + 1).to_string()).unwrap();
+        // Shorter and longer in turn, by a rename, by an append.
+        let content = "x".repeat(1 + round * 7 % 50);
+        std::fs::write(one.path("new"), &content).unwrap();
+        std::fs::rename(one.path("new"), &text).unwrap();
+        assert_eq!(std::fs::read_to_string(&text).unwrap(), content, "round {round}");
+        File::options().append(true).open(&text).unwrap().write_all(b"more").unwrap();
+        assert_eq!(std::fs::metadata(&text).unwrap().len(), content.len() as u64 + 4, "round {round}");
+        assert_eq!(std::fs::read_to_string(&text).unwrap(), format!("{content}more"), "round {round}");
+    }
+    let two = swarm.mount("two");
+    eventually("all is saved", || std::fs::read_to_string(two.path("counter")).unwrap() == "300");
 }
 
 #[test]
@@ -179,7 +206,7 @@ fn with_the_tracker_gone_open_files_go_on_and_the_rest_fails_in_time() {
         let mut swarm = Swarm::new(1);
         let bytes = noise(6, 1_000_000);
         swarm.publish("/file", &bytes);
-        let config = swarm_fusefs::mount::MountConfig { offline_ok, ..swarm.config("cache") };
+        let config = MountConfig { offline_ok, ..swarm.config("cache") };
         // Longer than the swarm's borrow: it outlives the tracker, not the swarm.
         let folder = swarm.folder("m");
         let mount = swarm.block_on(swarm_fusefs::mount::Mount::start(config, &folder, false)).unwrap();
