@@ -262,6 +262,7 @@ impl Mount {
             false => {
                 let (writing, uploader) = writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?;
                 locating.remember(uploader);
+                have_cache_give_way(writing.spool(), &cache, &cache_dir);
                 Some(writing)
             }
         };
@@ -420,6 +421,18 @@ fn within<T>(runtime: &Handle, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// What is cached can be fetched again, what is unsaved cannot: where both lie on one disk, the cache makes room.
+fn have_cache_give_way(spool: &Spool, cache: &Arc<CacheStore>, cache_dir: &Path) {
+    let disk = |folder: &Path| rustix::fs::stat(folder).ok().map(|stat| stat.st_dev);
+    if disk(spool.folder()) == disk(cache_dir) {
+        let cache = cache.clone();
+        spool.ask_for_room(move |bytes| {
+            let given = cache.make_room(bytes);
+            tracing::info!(wanted = bytes, given, "the cache makes room for what is written");
+        });
+    }
+}
+
 /// What writing needs, and who sends for it; what an earlier mount left unsaved is told of.
 async fn writing(
     config: &MountConfig,
@@ -545,8 +558,12 @@ fn only(ours: SwarmId, tracker: TrackerAddress) -> Binding {
 async fn open_cache(config: &MountConfig, folder: &Path) -> Result<Arc<CacheStore>, StoreError> {
     let began = Instant::now();
     loop {
-        let cache =
-            CacheConfig { dir: folder.to_owned(), size: config.cache_size, free_space_ratio: config.free_space_ratio };
+        let cache = CacheConfig {
+            dir: folder.to_owned(),
+            size: config.cache_size,
+            free_space_ratio: config.free_space_ratio,
+            spare_bytes: if config.read_only || config.spool_dir.is_some() { 0 } else { 2 * SPOOL_FLOOR_BYTES },
+        };
         match blocking(move || CacheStore::open(cache)).await {
             Err(StoreError::Unusable(_)) if is_locked(folder) && began.elapsed() < CACHE_PATIENCE => {
                 tokio::time::sleep(CACHE_POLL).await;

@@ -135,7 +135,8 @@ impl Mount {
     }
 
     fn at(dir: Arc<TempDir>, peers: Arc<Peers>, config: ReadConfig, cache_bytes: u64) -> Self {
-        let cache = CacheConfig { dir: dir.path().join("cache"), size: ByteCount(cache_bytes), free_space_ratio: 0.0 };
+        let (dir_of_it, size) = (dir.path().join("cache"), ByteCount(cache_bytes));
+        let cache = CacheConfig { dir: dir_of_it, size, free_space_ratio: 0.0, spare_bytes: 0 };
         let cache = CacheStore::open(cache).unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let engine =

@@ -36,6 +36,9 @@ pub use print::Print;
 /// Name of the file that is locked while a mount uses the folder.
 const LOCK: &str = "LOCK";
 
+/// Room is asked for in such pieces, not for each write.
+const ROOM_AT_ONCE: u64 = 64 << 20;
+
 /// Pages of the kernel: no block counts for less.
 const LEAST_BLOCK: u64 = 4096;
 
@@ -77,7 +80,12 @@ pub struct Spool {
     next: AtomicU64,
     /// Bytes of the disk that are left free.
     floor: u64,
+    /// Who makes room on the disk if he can.
+    makes_room: OnceLock<MakesRoom>,
 }
+
+/// Asked for so many bytes.
+type MakesRoom = Box<dyn Fn(u64) + Send + Sync>;
 
 /// One file's unsaved bytes; gone when dropped, unless they are kept.
 pub struct SpoolFile {
@@ -119,7 +127,8 @@ impl Spool {
                 }
             }
         }
-        let spool = Self { folder: folder.to_owned(), journal, _lock: lock, next: AtomicU64::new(most + 1), floor };
+        let (folder, next) = (folder.to_owned(), AtomicU64::new(most + 1));
+        let spool = Self { folder, journal, _lock: lock, next, floor, makes_room: OnceLock::new() };
         Ok((Arc::new(spool), left))
     }
 
@@ -165,12 +174,33 @@ impl Spool {
         Ok(Arc::new(file))
     }
 
+    /// Who is asked to make room on the disk before anything is refused.
+    pub fn ask_for_room(&self, makes_room: impl Fn(u64) + Send + Sync + 'static) {
+        // Whoever assembles the mount says it once.
+        drop(self.makes_room.set(Box::new(makes_room)));
+    }
+
     fn check_room(&self, file: &File, bytes: u64) -> io::Result<()> {
-        let disk = fstatvfs(file)?;
-        match disk.f_bavail.saturating_mul(disk.f_frsize) >= self.floor.saturating_add(bytes) {
-            true => Ok(()),
-            false => Err(io::ErrorKind::StorageFull.into()),
+        let lacking = self.lacking(file, bytes)?;
+        if let (1.., Some(makes_room)) = (lacking, self.makes_room.get()) {
+            makes_room(lacking.max(ROOM_AT_ONCE));
+            return self.refuse(self.lacking(file, bytes)?);
         }
+        self.refuse(lacking)
+    }
+
+    fn refuse(&self, lacking: u64) -> io::Result<()> {
+        match lacking {
+            0 => Ok(()),
+            _ => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    /// What the disk lacks to take so many bytes more.
+    fn lacking(&self, file: &File, bytes: u64) -> io::Result<u64> {
+        let disk = fstatvfs(file)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        Ok(self.floor.saturating_add(bytes).saturating_sub(free))
     }
 
     /// Whether it can be seen of a data file that the kernel wrote to it by itself.

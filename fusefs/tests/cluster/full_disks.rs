@@ -170,3 +170,22 @@ fn with_the_spools_disk_full_write_says_so_and_works_again_when_it_is_freed() {
         left.all(|name| ["journal", "LOCK", "owed"].contains(&&*name.to_string_lossy()))
     });
 }
+
+#[test]
+fn a_cache_that_has_filled_the_spools_disk_makes_room_for_what_is_written() {
+    let mut swarm = Swarm::start(2);
+    let Some(disk) = SmallDisk::at(swarm.scratch("cache"), 250) else { return };
+    let other = swarm.mount();
+    for index in 0..6 {
+        write(&other.path(&format!("read-{index}")), &noise(index, 40 * MIB)).unwrap();
+    }
+    // Reads are over the network unless it is told otherwise, and so are cached.
+    let mount = swarm.mount_with(MountOptions { cache: Some(disk.0.join("cache")), ..MountOptions::default() });
+    for index in 0..6 {
+        assert!(std::fs::read(mount.path(&format!("read-{index}"))).unwrap() == noise(index, 40 * MIB));
+    }
+    // Twice as much as the cache leaves free.
+    let bytes = noise(100, 130 * MIB);
+    write(&mount.path("written"), &bytes).unwrap();
+    assert!(std::fs::read(other.path("written")).unwrap() == bytes);
+}

@@ -85,6 +85,22 @@ fn a_disk_below_its_floor_has_no_room() {
 }
 
 #[test]
+fn room_is_asked_for_once_before_a_write_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let file = spool.begin(note).unwrap();
+    let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let asks = asked.clone();
+    spool.ask_for_room(move |bytes| asks.lock().push(bytes));
+    file.check_room(1).unwrap();
+    assert_eq!(*asked.lock(), [0_u64; 0]);
+    let too_much = 1 << 60;
+    assert_eq!(file.check_room(too_much).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    let asked = asked.lock();
+    assert!(matches!(asked[..], [bytes] if bytes > too_much / 2 && bytes <= too_much), "{asked:?}");
+}
+
+#[test]
 fn the_journal_stays_short_while_a_file_is_open_and_goes_on_telling_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = Spool::open(folder.path(), 0).unwrap();

@@ -54,6 +54,8 @@ pub struct CacheConfig {
     pub size: ByteCount,
     /// Share of the disk that it leaves free, 0 to 1.
     pub free_space_ratio: f64,
+    /// And at least so many bytes of it.
+    pub spare_bytes: u64,
 }
 
 /// The mount's cache.
@@ -137,7 +139,11 @@ impl CacheStore {
         let store = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             folder,
-            bounds: Bounds { size: config.size.0, free_space_ratio: config.free_space_ratio },
+            bounds: Bounds {
+                size: config.size.0,
+                free_space_ratio: config.free_space_ratio,
+                spare_bytes: config.spare_bytes,
+            },
             state: Mutex::new(state),
             dirty: Mutex::new(Dirty::default()),
             trees: Mutex::new(trees),
@@ -293,6 +299,19 @@ impl CacheStore {
         };
         self.finish_removal(gone);
         outcome
+    }
+
+    /// Give up so many bytes, or as many as nobody has open, for somebody who cannot fetch his again; how many went.
+    pub fn make_room(&self, bytes: u64) -> u64 {
+        let mut gone = Gone::default();
+        let given = {
+            let mut state = self.state.lock();
+            let before = state.used;
+            while before - state.used < bytes && self.evict_one(&mut state, &mut gone) {}
+            before - state.used
+        };
+        self.finish_removal(gone);
+        given
     }
 
     /// Remove the version used longest ago that nobody has open; false if there is none.

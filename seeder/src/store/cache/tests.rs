@@ -105,7 +105,7 @@ impl Sample {
 }
 
 fn config(dir: &Path, size: u64) -> CacheConfig {
-    CacheConfig { dir: dir.to_owned(), size: ByteCount(size), free_space_ratio: 0.0 }
+    CacheConfig { dir: dir.to_owned(), size: ByteCount(size), free_space_ratio: 0.0, spare_bytes: 0 }
 }
 
 /// A folder in memory where there is one: these tests sync often, and a busy disk would make them slow.

@@ -48,11 +48,30 @@ fn an_open_file_keeps_its_data_and_what_finds_no_room_is_refused() {
 }
 
 #[test]
+fn whoever_needs_room_more_gets_that_of_the_oldest_files_that_nobody_has_open() {
+    let dir = TempDir::new().unwrap();
+    let store = CacheStore::open(config(dir.path(), 1 << 30)).unwrap();
+    let samples: Vec<_> = (0..4).map(|seed| Sample::plain(1 << 20, 1 << 20, seed)).collect();
+    let open = samples[0].open(&store);
+    for sample in &samples {
+        sample.fill(&sample.open(&store), sample.all()).unwrap();
+    }
+    let before = disk_use(&dir.path().join("files"));
+    let given = store.make_room(1_200_000);
+    assert!(given >= 2 << 20 && disk_use(&dir.path().join("files")) <= before - (2 << 20), "{given}");
+    let kept: Vec<bool> = samples.iter().map(|sample| store.manifest(&sample.digest).is_some()).collect();
+    assert_eq!(kept, [true, false, false, true]);
+    assert!(store.make_room(u64::MAX) >= 1 << 20);
+    assert_eq!(store.make_room(1), 0, "only what is open is left");
+    samples[0].expect(&open, samples[0].all());
+}
+
+#[test]
 fn a_cache_of_no_bytes_or_below_the_floor_takes_nothing_and_breaks_nothing() {
     let sample = Sample::plain(50_000, 50_000, 1);
-    for (size, free_space_ratio) in [(0, 0.0), (1 << 30, 1.0)] {
+    for (size, free_space_ratio, spare_bytes) in [(0, 0.0, 0), (1 << 30, 1.0, 0), (1 << 30, 0.0, u64::MAX)] {
         let dir = TempDir::new().unwrap();
-        let config = CacheConfig { dir: dir.path().to_owned(), size: ByteCount(size), free_space_ratio };
+        let config = CacheConfig { dir: dir.path().to_owned(), size: ByteCount(size), free_space_ratio, spare_bytes };
         let store = CacheStore::open(config).unwrap();
         let file = sample.open(&store);
         assert!(matches!(sample.fill(&file, sample.all()), Err(StoreError::Full)));
