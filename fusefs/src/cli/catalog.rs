@@ -84,9 +84,16 @@ async fn export(connection: &Connection, mut take: impl FnMut(&[u8]) -> Outcome)
     Ok(bytes)
 }
 
-/// Under another name first: an export that breaks off must not replace a good one.
+/// Under another name first: an export that breaks off must not replace a good one. What is no regular file (a pipe, a
+/// device) is written to, and stays what it is.
 async fn export_file(connection: &Connection, file: &Path) -> Outcome {
     let failed = |error: io::Error| Failure::io(format!("write {}", file.display()), &error);
+    if std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let mut to = File::options().write(true).open(file).map_err(failed)?;
+        return export(connection, |part| to.write_all(part).map_err(failed)).await.map(|_| ());
+    }
+    // Through a link, the file behind it is replaced.
+    let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let mut name = file.file_name().ok_or_else(|| Failure::usage("not the name of a file"))?.to_owned();
     name.push(".part");
     let partial = file.with_file_name(name);

@@ -80,6 +80,16 @@ fn the_catalog_is_saved_and_brought_back() {
     swarm.run(&["put", "f", "/f"]);
     swarm.run(&["catalog", "export", "saved"]);
     let streamed = swarm.try_run(&["catalog", "export", "-"]);
+    // What is no file stays what it is, as does a link.
+    assert!(std::process::Command::new("mkfifo").arg(swarm.path("pipe")).status().unwrap().success());
+    let pipe = swarm.path("pipe");
+    let piped = std::thread::spawn(move || fs::read(pipe).unwrap());
+    swarm.run(&["catalog", "export", "pipe"]);
+    // Each says when it was made.
+    assert_eq!(piped.join().unwrap().len(), streamed.stdout.len());
+    std::os::unix::fs::symlink("saved", swarm.path("link")).unwrap();
+    swarm.run(&["catalog", "export", "link"]);
+    assert!(swarm.path("link").is_symlink() && !swarm.path("pipe").is_file());
     swarm.run(&["rm", "/f"]);
     swarm.run(&["put", "f", "/other"]);
     let said = swarm.fails(1, &["catalog", "import", "saved"]);
