@@ -484,12 +484,12 @@ impl Filesystem for Operations {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        how: WriteFlags,
         flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.write_bytes(inode, offset, data, flags, reply);
+        self.write_bytes(inode, offset, data, how, flags, reply);
     }
 
     fn fallocate(
