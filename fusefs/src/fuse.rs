@@ -382,8 +382,10 @@ impl Filesystem for Operations {
                 let blocks = capacity.capacity_bytes / CAPACITY_BLOCK;
                 let free = capacity.free_bytes / CAPACITY_BLOCK;
                 let block = u32::try_from(CAPACITY_BLOCK).expect("64 KiB");
-                // Inode numbers do not run out: as many as anybody asks for are free.
-                reply.statfs(blocks, free, free, capacity.inodes, u64::from(u32::MAX), block, 255, block);
+                // Inode numbers do not run out: as many as anybody asks for are free, beside those in use.
+                let free_inodes = u64::from(u32::MAX);
+                let inodes = capacity.inodes.saturating_add(free_inodes);
+                reply.statfs(blocks, free, free, inodes, free_inodes, block, 255, block);
             }
             Err(error) => reply.error(error),
         });
@@ -407,9 +409,9 @@ impl Filesystem for Operations {
 
     fn lseek(&self, _: &Request, inode: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let (Ok(offset), Some(whence)) = (u64::try_from(offset), convert::whence(whence)) else {
-            return reply.error(fuser::Errno::EINVAL);
-        };
+        let Some(whence) = convert::whence(whence) else { return reply.error(fuser::Errno::EINVAL) };
+        // As behind the end: there is neither data nor a hole.
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(errno(Errno::NXIO)) };
         self.answer("lseek", self.metadata_limit(), async move { seek(&fs, inode, offset, whence).await }, |found| {
             match found {
                 Ok(offset) => reply.offset(offset),
@@ -492,12 +494,12 @@ impl Filesystem for Operations {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        how: WriteFlags,
         flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.write_bytes(inode, offset, data, flags, reply);
+        self.write_bytes(inode, offset, data, how, flags, reply);
     }
 
     fn fallocate(

@@ -285,10 +285,10 @@ fn raise_file_limit() {
     }
 }
 
-fn background(mut config: MountConfig, mountpoint: &Path) -> Outcome {
-    let here = |path: &Path| std::path::absolute(path).map_err(|error| Failure::io("find the current folder", &error));
-    let mountpoint = here(mountpoint)?;
-    config.cache_dir = config.cache_dir.as_deref().map(here).transpose()?;
+fn background(config: MountConfig, mountpoint: &Path) -> Outcome {
+    let mountpoint = std::path::absolute(mountpoint).map_err(|error| Failure::io("find the current folder", &error))?;
+    // The child has another current folder.
+    let config = config.absolute().map_err(|error| Failure::new(Exit::Config, error))?;
     let address: TrackerAddress =
         config.tracker.parse().map_err(|error| Failure::new(Exit::Config, format!("tracker: {error}")))?;
     let cache = config.cache_folder(&address, &mountpoint, |name| std::env::var_os(name).map(PathBuf::from));

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use swarm_proto::v1::operation::Operation;
@@ -216,6 +216,32 @@ impl FileSystem {
         self.change_inode(inode, Operation::SetAttributes(set)).await
     }
 
+    /// Whether a file has set-id bits that a write takes away, as far as is known at once.
+    pub fn may_have_set_id(&self, inode: InodeNumber) -> bool {
+        let known = self.known.lock().node(inode, Instant::now());
+        known.is_none_or(|(node, _)| has_set_id(&node))
+    }
+
+    /// Take the set-id bits of a file away, as somebody writes to it who could not set them.
+    pub async fn clear_set_id(&self, inode: InodeNumber) -> Result<(), Errno> {
+        let known = self.known.lock().node(inode, Instant::now());
+        let node = match known {
+            Some((node, _)) => node,
+            None => self.node(inode).await?.0,
+        };
+        if !has_set_id(&node) {
+            return Ok(());
+        }
+        let set = v1::SetAttributes { inode: inode.0, clear_set_id: true, ..v1::SetAttributes::default() };
+        match self.change_inode(inode, Operation::SetAttributes(set)).await {
+            // Without a name it is run by nobody.
+            Ok(_) | Err(Errno::STALE) => {}
+            Err(error) => return Err(error),
+        }
+        self.forget_attributes_now(inode);
+        Ok(())
+    }
+
     /// fsync(2) of a directory: what was changed in it, and all before it, survives a power cut once this is answered.
     ///
     /// Errors: [`Errno::IO`], once, if the tracker has lost changes that it had acknowledged to this mount.
@@ -254,7 +280,7 @@ impl FileSystem {
 
     async fn kind_of(&self, inode: InodeNumber) -> Result<Kind, Errno> {
         // No inode ever changes its kind.
-        let known = self.known.lock().node(inode, std::time::Instant::now());
+        let known = self.known.lock().node(inode, Instant::now());
         match known {
             Some((node, _)) => Ok(node.kind),
             None => Ok(self.node(inode).await?.0.kind),
@@ -291,6 +317,13 @@ fn becomes(node: Option<Arc<Node>>) -> Becomes {
         Some(node) if node.links > 0 => Becomes::Names(node),
         _ => Becomes::Unknown,
     }
+}
+
+/// Whether a file has a set-id bit; that of the group means something else where the group may not execute.
+fn has_set_id(node: &Node) -> bool {
+    const USER: u16 = 0o4_000;
+    const GROUP: u16 = 0o2_010;
+    node.kind == Kind::File && (node.mode & USER != 0 || node.mode & GROUP == GROUP)
 }
 
 fn ownership(maker: Maker) -> Option<v1::Ownership> {

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite, Request};
+use fuser::{
+    FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyEmpty, ReplyOpen, ReplyWrite, Request, WriteFlags,
+};
 use swarm_proto::ByteRange;
 
 use super::changing::{is_status, maker};
@@ -122,9 +124,29 @@ impl Operations {
         self.tasks.spawn_on(task, &self.runtimes.names);
     }
 
-    pub(super) fn write_bytes(&self, inode: INodeNo, offset: u64, bytes: &[u8], flags: OpenFlags, reply: ReplyWrite) {
+    pub(super) fn write_bytes(
+        &self,
+        inode: INodeNo,
+        offset: u64,
+        bytes: &[u8],
+        how: WriteFlags,
+        flags: OpenFlags,
+        reply: ReplyWrite,
+    ) {
         let inode = self.numbers.to_catalog(inode);
         let at = if flags.0 & flag::APPEND != 0 { At::End } else { At::Offset(offset) };
+        // Past its cache, the kernel leaves it to us to take the set-id bits away, and says whose writes do.
+        if how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.fs.may_have_set_id(inode) {
+            let (fs, bytes) = (self.fs.clone(), bytes.to_vec());
+            let work = async move {
+                fs.clear_set_id(inode).await?;
+                fs.write(inode, at, &bytes, offset)
+            };
+            return self.answer("write", self.metadata_limit() * 2, work, |written| match written {
+                Ok(written) => reply.written(written),
+                Err(error) => reply.error(error),
+            });
+        }
         // On this thread: the bytes lie in its buffer, and the spool's disk takes them as fast as a copy would.
         let done = {
             let _within = self.runtimes.names.enter();

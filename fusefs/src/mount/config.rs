@@ -146,6 +146,18 @@ impl MountConfig {
         Ok(())
     }
 
+    /// The same, with folders that can be found from everywhere: relative ones are below the current folder.
+    ///
+    /// Errors: the key, and what is wrong with it.
+    pub fn absolute(self) -> Result<Self, String> {
+        let absolute = |key: &str, folder: Option<PathBuf>| {
+            folder.map(|folder| std::path::absolute(folder).map_err(|error| format!("{key}: {error}"))).transpose()
+        };
+        let cache_dir = absolute("cache_dir", self.cache_dir)?;
+        let spool_dir = absolute("spool_dir", self.spool_dir)?;
+        Ok(Self { cache_dir, spool_dir, ..self })
+    }
+
     /// The cache's folder for this tracker and mount point.
     ///
     /// Shape: `variable` reads the environment.
@@ -211,6 +223,19 @@ mod tests {
         assert!(wrong.check().unwrap_err().contains("free_space_ratio"));
         let wrong = MountConfig { read_timeout: Span(Duration::ZERO), ..MountConfig::default() };
         assert!(wrong.check().unwrap_err().contains("read_timeout"));
+    }
+
+    #[test]
+    fn relative_folders_are_below_the_current_one() {
+        let here = std::env::current_dir().unwrap();
+        let config =
+            MountConfig { cache_dir: Some("a/b".into()), spool_dir: Some("./c".into()), ..MountConfig::default() };
+        let config = config.absolute().unwrap();
+        assert_eq!((config.cache_dir, config.spool_dir), (Some(here.join("a/b")), Some(here.join("c"))));
+        let others = MountConfig { spool_dir: Some("/s".into()), ..MountConfig::default() };
+        assert_eq!(others.clone().absolute(), Ok(others));
+        let wrong = MountConfig { spool_dir: Some(PathBuf::new()), ..MountConfig::default() };
+        assert!(wrong.absolute().unwrap_err().contains("spool_dir"));
     }
 
     #[test]

@@ -182,6 +182,7 @@ impl Mount {
     /// Shape: `ends_with_mount`: the process has nothing else to do.
     pub async fn start(config: MountConfig, mountpoint: &Path, ends_with_mount: bool) -> Result<Self, MountError> {
         config.check().map_err(MountError::Setting)?;
+        let config = config.absolute().map_err(MountError::Setting)?;
         let address: TrackerAddress =
             config.tracker.parse().map_err(|error| MountError::Setting(format!("tracker: {error}")))?;
         let system = System::this();

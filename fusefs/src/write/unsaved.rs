@@ -254,11 +254,13 @@ impl Unsaved {
         Ok(Written { range, filled: inner.filled(range, self.segment_bytes), stamp })
     }
 
-    /// Cut it or stretch it with a hole.
+    /// Cut it or stretch it with a hole. To the size that it has: only its times change.
     pub fn resize(&self, size: u64, now_ns: i64) -> io::Result<()> {
         let mut inner = self.locked();
         let old = inner.pieces.size();
         if size == old {
+            inner.touch();
+            (inner.modified_ns, inner.changed_ns) = (Some(now_ns), Some(now_ns));
             return Ok(());
         }
         if inner.passed.is_some() {
@@ -311,9 +313,7 @@ impl Unsaved {
         if !inner.is_dirty() {
             return false;
         }
-        // A save that goes on now has the older ones: they are one more change.
-        inner.stamp += 1;
-        inner.timed = Some(inner.stamp);
+        inner.touch();
         inner.modified_ns = modified_ns.or(inner.modified_ns);
         inner.accessed_ns = accessed_ns.or(inner.accessed_ns);
         inner.changed_ns = Some(now_ns);
@@ -342,6 +342,12 @@ impl Inner {
         self.stamp += 1;
         (self.modified_ns, self.changed_ns) = (Some(now_ns), Some(now_ns));
         self.stamp
+    }
+
+    /// Times are set, to be saved. A save that goes on now has the older ones: they are one more change.
+    fn touch(&mut self) {
+        self.stamp += 1;
+        self.timed = Some(self.stamp);
     }
 
     /// Change the pieces within a range and behind the end, and the figure that follows from them.

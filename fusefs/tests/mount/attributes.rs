@@ -1,17 +1,19 @@
 //! Extended attributes, devices, and what a folder hands down to what is made in it.
 
+use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, XattrFlags, getxattr, listxattr, makedev, removexattr,
-    setxattr,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, XattrFlags, getxattr, listxattr, makedev,
+    removexattr, setxattr,
 };
 use rustix::io::Errno;
 use swarm_fusefs::mount::MountConfig;
 
-use super::swarm::{Mounted, Swarm, eventually};
+use super::swarm::{Mounted, Swarm, eventually, start};
 
 fn with_attributes<'s>(swarm: &'s Swarm, name: &str) -> Mounted<'s> {
     swarm.mount_with(name, MountConfig { xattr: true, ..swarm.config(&format!("{name}-cache")) })
@@ -121,6 +123,39 @@ fn a_folder_with_the_set_group_id_bit_hands_its_group_down() {
     let at = |name: &str| folder.join(name).metadata().unwrap();
     assert_eq!((at("file").gid(), at("below").gid()), (4_321, 4_321));
     assert_eq!((at("file").mode() & 0o7000, at("below").mode() & 0o7000), (0, 0o2000));
+}
+
+/// Write to an open file as a user who is nobody.
+fn write_as_nobody(file: &File) {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "head", "--bytes=4096", "/dev/zero"]);
+    assert!(start(command.stdout(file.try_clone().unwrap())).unwrap().wait().unwrap().success());
+}
+
+#[test]
+fn a_write_by_another_user_takes_the_set_id_bits_away_whatever_the_handle() {
+    let swarm = Swarm::new(1);
+    let config = |name| MountConfig { allow_other: true, ..swarm.config(name) };
+    let mounted = swarm.mount_with("m", config("m-cache"));
+    let passing = swarm.mount_with("passing", MountConfig { passthrough_writes: true, ..config("passing-cache") });
+    let flags = [OFlags::empty(), OFlags::APPEND, OFlags::DIRECT, OFlags::SYNC, OFlags::APPEND | OFlags::DIRECT];
+    let modes = [(0o4757, 0o757), (0o6777, 0o777), (0o2757, 0o757), (0o2747, 0o2747), (0o644, 0o644)];
+    for (index, flags) in flags.into_iter().enumerate() {
+        for (before, after) in modes {
+            for (name, mount) in [("m", &mounted), ("passing", &passing)] {
+                let path = mount.path(format!("{index}-{before:o}-{name}"));
+                let opened = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+                let opened = File::from(opened);
+                let is = || path.metadata().unwrap().mode() & 0o7777;
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(before)).unwrap();
+                rustix::io::write(&opened, &[1; 4096]).unwrap();
+                assert_eq!(is(), before, "root wrote with {flags:?}");
+                write_as_nobody(&opened);
+                assert_eq!(is(), after, "{before:o} with {flags:?} on {name}");
+                assert!(path.metadata().unwrap().len() >= 4096);
+            }
+        }
+    }
 }
 
 #[test]

@@ -103,6 +103,34 @@ fn in_the_foreground_a_signal_unmounts() {
 }
 
 #[test]
+fn a_mount_with_relative_folders_can_be_asked_from_everywhere() {
+    let swarm = Swarm::new(1);
+    let place = swarm.folder("m").parent().unwrap().to_owned();
+    std::fs::write(place.join("settings.toml"), "cache_dir = \"c1\"\nspool_dir = \"s1\"\n").unwrap();
+    let cases: [(&str, &[&str], &str, &str); 3] = [
+        ("a", &["--config", "settings.toml"], "c1", "s1"),
+        ("b", &["--cache-dir", "c2", "--foreground"], "c2", "c2/spool"),
+        ("c", &["--cache-dir", "./c3", "--spool-dir", "s3/below"], "c3", "s3/below"),
+    ];
+    for (at, flags, cache, spool) in cases {
+        let folder = place.join(at);
+        let _detach = Detach(&folder);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swarmfs"));
+        command.current_dir(&place).env_remove("SWARM_TRACKER").stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["mount", "--listen", "127.0.0.1:0"]).args(flags).arg(swarm.address()).arg(at);
+        let mut child = start(&mut command).unwrap();
+        eventually("it is mounted", || status::of_mount(&folder).is_some());
+        let status = status::of_mount(&folder).unwrap();
+        let path = |name: &str| place.join(name).to_string_lossy().into_owned();
+        assert_eq!((status.cache_dir, status.spool_dir), (path(cache), Some(path(spool))), "{flags:?}");
+        let listed = swarmfs(&["spool", "list", &folder.to_string_lossy()]);
+        assert_eq!(exit_and_error(&listed), (0, String::new()), "{flags:?}");
+        assert_eq!(exit_and_error(&swarmfs(&["umount", &folder.to_string_lossy()])), (0, String::new()));
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
 fn what_goes_wrong_at_the_start_ends_the_command_with_its_code() {
     let swarm = Swarm::new(1);
     let at = swarm.folder("m").to_string_lossy().into_owned();

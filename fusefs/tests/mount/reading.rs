@@ -57,10 +57,27 @@ fn holes_are_zeros_and_are_found_by_seeking() {
     let mounted = swarm.mount("m");
     let mut file = File::open(mounted.path("sparse")).unwrap();
     assert_eq!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)), Ok(1 << 30));
+    let nowhere = [rustix::fs::SeekFrom::Data(u64::MAX), rustix::fs::SeekFrom::Hole(u64::MAX)];
+    for nowhere in nowhere {
+        assert_eq!(rustix::fs::seek(&file, nowhere), Err(Errno::NXIO), "as an offset it is -1");
+    }
     file.seek(SeekFrom::Start((1 << 30) - 5)).unwrap();
     let mut tail = Vec::new();
     file.read_to_end(&mut tail).unwrap();
     assert!(tail[..5] == [0; 5] && tail[5..] == bytes);
+}
+
+#[test]
+fn inodes_in_use_and_free_ones_are_all_that_there_are() {
+    let swarm = Swarm::new(1);
+    let mounted = swarm.mount("m");
+    for index in 0..5 {
+        std::fs::create_dir(mounted.path(format!("{index}"))).unwrap();
+    }
+    eventually("they are counted", || {
+        let counted = rustix::fs::statvfs(&mounted.folder).unwrap();
+        counted.f_files.checked_sub(counted.f_ffree) == Some(6) && counted.f_favail == counted.f_ffree
+    });
 }
 
 #[test]

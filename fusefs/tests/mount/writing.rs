@@ -6,8 +6,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Timespec, Timestamps, copy_file_range, fallocate};
 use rustix::io::Errno;
+use swarm_fusefs::mount::MountConfig;
 
 use super::swarm::{Mounted, SEGMENT, Swarm, close, eventually, noise, run};
 
@@ -117,6 +118,43 @@ fn a_file_is_changed_in_the_middle_appended_to_cut_and_stretched() {
 fn rustix_truncate(path: &Path, length: u64) {
     let done = run(Command::new("truncate").arg(format!("--size={length}")).arg(path)).unwrap();
     assert!(done.status.success());
+}
+
+#[test]
+fn a_cut_to_the_size_that_a_file_has_changes_its_time_everywhere() {
+    let swarm = Swarm::new(1);
+    let passing = MountConfig { passthrough_writes: true, ..swarm.config("passing-cache") };
+    let (one, two, passing) = (swarm.mount("one"), swarm.mount("two"), swarm.mount_with("passing", passing));
+    type Cut = (&'static str, &'static [u8], fn(&Path));
+    let cuts: [Cut; 5] = [
+        ("an empty one", b"", |path| nix::unistd::truncate(path, 0).unwrap()),
+        ("by name", b"ab", |path| nix::unistd::truncate(path, 2).unwrap()),
+        ("by handle", b"ab", |path| {
+            let file = read_write(path);
+            file.set_len(2).unwrap();
+            close(file).unwrap();
+        }),
+        ("opened to write", b"", |path| close(File::create(path).unwrap()).unwrap()),
+        ("opened to read and write", b"", |path| {
+            close(OpenOptions::new().read(true).write(true).truncate(true).open(path).unwrap()).unwrap();
+        }),
+    ];
+    for (mount, at) in [("one", &one), ("passing", &passing)] {
+        for (how, bytes, cut) in cuts {
+            let name = format!("{how} at {mount}");
+            let path = at.path(&name);
+            std::fs::write(&path, bytes).unwrap();
+            let long_ago = Timespec { tv_sec: 1_000, tv_nsec: 0 };
+            let times = Timestamps { last_access: long_ago, last_modification: long_ago };
+            rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+            assert_eq!(path.metadata().unwrap().mtime(), 1_000);
+            cut(&path);
+            let is = path.metadata().unwrap();
+            assert!(is.mtime() > 1_000 && is.ctime() >= is.mtime(), "{name}");
+            eventually(&name, || two.path(&name).metadata().is_ok_and(|there| there.mtime() == is.mtime()));
+            assert_everywhere(&[at, &two], &name, bytes);
+        }
+    }
 }
 
 #[test]

@@ -220,6 +220,11 @@ impl FakeSwarm {
         state.nodes[&inode.0].content.map(|digest| state.bytes[&digest].clone()).unwrap_or_default()
     }
 
+    /// An inode as it is for those who ask now.
+    pub(crate) fn node_of(&self, inode: InodeNumber) -> Node {
+        self.state.lock().nodes[&inode.0].clone()
+    }
+
     /// The last name of a file goes; somebody has it open.
     pub(crate) fn unname(&self, inode: InodeNumber) {
         let mut state = self.state.lock();
