@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,17 @@ impl Note {
         self.changed.is_some() && self.since.is_some() && !self.is_as_printed(folder)
     }
 
+    /// Of what was only begun, the data file tells how long it got and when it was written last.
+    fn told_by_data(self, folder: &Path) -> Self {
+        let Ok(data) = std::fs::metadata(data_path(folder, self.number)) else { return self };
+        if self.changed.is_some() {
+            return self;
+        }
+        let size = self.since.as_ref().map_or(self.size, |since| since.size).max(data.len());
+        let modified_ns = data.mtime().saturating_mul(1_000_000_000).saturating_add(data.mtime_nsec());
+        Self { size, modified_ns, ..self }
+    }
+
     /// Write it beside the data.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let path = path_of(folder, self.number);
@@ -186,7 +198,8 @@ pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
     };
     let has_data = |note: &Note| data_path(folder, note.number).exists();
     let is_saved = |note: &Note| note.state == State::Interrupted && note.is_as_printed(folder);
-    Ok(journal::unfinished(&text).into_iter().filter(|note| has_data(note) && !is_saved(note)).collect())
+    let left = journal::unfinished(&text).into_iter().filter(|note| has_data(note) && !is_saved(note));
+    Ok(left.map(|note| note.told_by_data(folder)).collect())
 }
 
 /// What the mount that uses a folder could not save and tries again, as far as its journal tells.

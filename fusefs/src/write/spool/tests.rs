@@ -41,7 +41,8 @@ fn what_a_dead_process_had_begun_is_found_and_what_was_done_is_gone() {
         let (again, left) = Spool::open(folder.path(), 0).unwrap();
         let kept = again.kept().unwrap();
         let states: Vec<_> = kept.iter().map(|note| (note.number, note.state, note.size)).collect();
-        assert_eq!(states, [(1, State::Interrupted, 0), (2, State::Saving, 9)]);
+        assert_eq!(states, [(1, State::Interrupted, 6), (2, State::Saving, 9)]);
+        assert!(kept[0].modified_ns > 1_700_000_000_000_000_000, "when it was written last");
         assert!(left.is_empty() || left == kept, "the second time the notes tell of them");
         assert_eq!(&again.reopen(1).unwrap().read(ByteRange::at(3, 3)).unwrap()[..], b"abc");
         assert!(again.begin(note).unwrap().number() > 2);
