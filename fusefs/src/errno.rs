@@ -35,7 +35,7 @@ pub fn of_tracker(error: &TrackerError) -> Errno {
     match error {
         TrackerError::Refused { fault, .. } => of_fault(*fault),
         TrackerError::Unreachable { .. } => Errno::TIMEDOUT,
-        TrackerError::Nonsense { .. } => Errno::PROTO,
+        TrackerError::Nonsense { .. } | TrackerError::Stranger { .. } => Errno::PROTO,
     }
 }
 

@@ -194,6 +194,8 @@ pub fn tracker_failure(doing: impl std::fmt::Display, error: &TrackerError) -> F
             .hint("check --tracker or SWARM_TRACKER, and that the port is open; `swarmfs up DIR` starts a swarm here"),
         // Of another version, or no tracker at all: the system is in the way, not the data.
         TrackerError::Nonsense { .. } => Failure { exit: Exit::Unreachable, ..failure },
+        TrackerError::Stranger { .. } => Failure { exit: Exit::Unreachable, ..failure }
+            .hint("check --tracker or SWARM_TRACKER: the port is that of a tracker's --listen"),
         TrackerError::Refused { .. } => failure,
     }
 }

@@ -134,9 +134,12 @@ fn retry(folder: &Path, numbers: &[u64]) -> Outcome {
         match wait_for(folder, note.number)? {
             None => println!("{}: saved", note.path),
             Some(left) => {
-                let why = left.error.unwrap_or_else(|| "no mount takes it up".to_owned());
-                let failure = Failure::new(Exit::Failure, format!("{}: {why}", left.path))
-                    .hint("its bytes are still there; a mount with this spool must run for a retry");
+                let failure = match left.error {
+                    Some(why) => Failure::new(Exit::Failure, format!("{}: {why}", left.path))
+                        .hint("its bytes are still there; the log of the mount may say more"),
+                    None => Failure::new(Exit::Failure, format!("{}: no mount takes it up", left.path))
+                        .hint("its bytes are still there; a mount with this spool must run for a retry"),
+                };
                 match failed {
                     None => failed = Some(failure),
                     Some(_) => eprintln!("swarmfs: {failure}"),

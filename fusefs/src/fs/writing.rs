@@ -428,6 +428,10 @@ fn spool_error(error: &std::io::Error) -> Errno {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Errno::NOSPC,
         std::io::ErrorKind::FileTooLarge => Errno::FBIG,
+        std::io::ErrorKind::NotFound => {
+            tracing::error!(%error, "the folder of the spool is gone: unmount, and mount again");
+            Errno::IO
+        }
         _ => {
             tracing::error!(%error, "write to the spool");
             Errno::IO

@@ -44,6 +44,15 @@ fn a_tracker_that_is_not_there_is_said_so_in_time() {
 }
 
 #[test]
+fn what_answers_and_is_no_tracker_is_said_to_be_none() {
+    let swarm = Swarm::start();
+    let peers = swarm.json(&["peers", "--json"]);
+    let seeder = peers[0]["address"].as_str().unwrap();
+    let said = swarm.fails(69, &["-t", seeder, "--patience", "1s", "ls", "/"]);
+    assert!(said.contains(seeder) && said.contains("no swarm-tracker") && said.contains("--listen"), "{said}");
+}
+
+#[test]
 fn without_any_tracker_it_says_how_to_name_one() {
     let output = tool().arg("status").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

@@ -63,6 +63,12 @@ pub enum TrackerError {
         /// How long it was tried.
         waited: Duration,
     },
+    /// What answers knows none of these questions: a seeder, say, or a web server.
+    #[error("what answers at {address} is no swarm-tracker, or one of another version")]
+    Stranger {
+        /// The replicas.
+        address: String,
+    },
     /// It answered something that makes no sense: it is not ours, or of another version.
     #[error("the tracker at {address} answered {what} that cannot be read; do both run the same version?")]
     Nonsense {
@@ -79,6 +85,7 @@ impl TrackerError {
         match self {
             Self::Refused { fault, .. } => *fault,
             Self::Unreachable { .. } => Fault::Unavailable,
+            Self::Stranger { .. } => Fault::Invalid,
             Self::Nonsense { .. } => Fault::Corrupt,
         }
     }
@@ -280,6 +287,9 @@ impl TrackerClient {
                     }
                     return Ok(answer);
                 }
+                Ok(Err(status)) if is_strange(&status) => {
+                    return Err(TrackerError::Stranger { address: shared.config.address.to_string() });
+                }
                 Ok(Err(status)) if !is_absence(&status) => {
                     let refused = refusal(&status);
                     if refused.fault() != Fault::OtherSwarm {
@@ -365,6 +375,11 @@ fn holders_client(line: Line) -> HoldersClient<Line> {
 
 fn refusal(status: &Status) -> TrackerError {
     TrackerError::Refused { fault: fault::of_status(status), message: status.message().to_owned() }
+}
+
+/// Whether a status is of somebody who knows nothing of such questions.
+fn is_strange(status: &Status) -> bool {
+    status.code() == Code::Unimplemented && !status.metadata().contains_key(fault::FAULT_KEY)
 }
 
 /// Whether a status means that nobody answered, rather than that somebody refused.
