@@ -65,7 +65,7 @@ pub(crate) struct MountFlags {
     /// Most bytes kept there; 0: none [default: 10GiB]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
-    /// Share of the cache's disk that stays free [default: 0.05]
+    /// Share of the cache's disk that stays free, 128 MiB at least if written files lie there too [default: 0.05]
     #[arg(long, value_name = "0-1")]
     free_space_ratio: Option<f64>,
     /// Most bytes fetched ahead of one reader [default: 64MiB]
