@@ -10,7 +10,7 @@ use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, ManifestDigest};
 
 use super::content::Version;
 use super::invalidation::Invalidation;
-use super::known::Trust;
+use super::known::{Ticket, Trust};
 use super::node::{Kind, Node};
 use super::open_files::{Backing, Mode, Opened, Reading};
 use super::siblings::Siblings;
@@ -27,6 +27,13 @@ const WALK_FILE_BYTES_MOST: u64 = 1024 * 1024;
 const WALK_BYTES_MOST: u64 = 32 * 1024 * 1024;
 /// How often an open asks again for the version that is current, while this mount saves one after the other.
 pub(super) const ASKED_MOST: usize = 8;
+
+/// What was so before an inode was opened.
+pub(super) struct Before {
+    /// As the kernel was told of it last, as far as that is known.
+    shown: Option<Arc<Node>>,
+    ticket: Ticket,
+}
 
 /// What a seek looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,17 +54,17 @@ impl FileSystem {
         inode: InodeNumber,
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
-        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        let before = self.before_open(inode);
         for _ in 0..ASKED_MOST {
             let (opened, node) = self.open_current(inode, &back).await?;
             if !self.is_behind(&node) {
-                return Ok(self.tell_of(opened, shown, &node));
+                return Ok(self.tell_of(opened, before, &node));
             }
             // Saved and let go by this mount since it was asked for.
             self.take_back(&opened);
         }
         let (opened, node) = self.open_current(inode, &back).await?;
-        Ok(self.tell_of(opened, shown, &node))
+        Ok(self.tell_of(opened, before, &node))
     }
 
     /// The kernel is told that a file was opened.
@@ -106,24 +113,28 @@ impl FileSystem {
         self.known.lock().newer(node.inode, node.version).is_some()
     }
 
-    /// Have the kernel forget what it was told of an inode that is opened at another version than the one `shown`.
+    /// Before an inode is opened: what the kernel was told of it.
+    pub(super) fn before_open(&self, inode: InodeNumber) -> Before {
+        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        Before { shown, ticket: self.ticket() }
+    }
+
+    /// Have the kernel forget what it was told of an inode, if it is opened at another version.
     ///
     /// Before the caller goes on, so that it never reads the new bytes within the old size.
-    pub(super) fn tell_of(&self, opened: Opened, shown: Option<Arc<Node>>, node: &Arc<Node>) -> Opened {
-        let untold = self.learn(|known| known.take_untold(node.inode)) || opened.attributes_changed;
-        let differs = shown.as_ref().is_none_or(|shown| shown != node);
-        if untold || differs {
+    pub(super) fn tell_of(&self, opened: Opened, Before { shown, ticket }: Before, node: &Arc<Node>) -> Opened {
+        let untold = self.known.lock().take_untold(node.inode) || opened.attributes_changed;
+        if untold || shown.as_ref().is_none_or(|shown| shown != node) {
             self.forget_attributes_now(node.inode);
         }
-        let other_size = shown.is_none_or(|shown| shown.size != node.size);
-        if (untold || other_size)
-            && self.known.lock().node(node.inode, Instant::now()).is_none_or(|(known, _)| known.version < node.version)
-        {
-            // By a lease: the kernel is told from here.
-            let ticket = self.ticket();
-            self.learn(|known| known.learn_node(ticket, node.clone(), Instant::now()));
+        let other_size = untold || shown.is_none_or(|shown| shown.size != node.size);
+        let now = Instant::now();
+        let is_older = |known: Option<(Arc<Node>, Trust)>| known.is_none_or(|(known, _)| known.version < node.version);
+        if other_size && is_older(self.known.lock().node(node.inode, now)) {
+            // It was opened by a lease, which the kernel is told nothing of: it is, when it asks now.
+            self.learn(|known| known.learn_node(ticket, node.clone(), now));
         }
-        Opened { other_size: untold || other_size, ..opened }
+        Opened { other_size, ..opened }
     }
 
     /// Whether an open needs no question now.

@@ -204,7 +204,7 @@ impl FileSystem {
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
         self.writing()?;
-        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        let before = self.before_open(inode);
         let mut asked = 0;
         let (opened, node) = loop {
             let (written, node, version) = self.join_current(inode).await?;
@@ -224,7 +224,7 @@ impl FileSystem {
             self.forget_attributes_now(inode);
             return Ok(opened);
         }
-        Ok(self.tell_of(opened, shown, &node))
+        Ok(self.tell_of(opened, before, &node))
     }
 
     /// Make a file and open it for writing; `back` as [`Self::open_to_write`] has it.
