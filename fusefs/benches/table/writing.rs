@@ -33,8 +33,8 @@ fn with_fsync(report: &mut Report) {
     let mut contest = Contest::start();
     for round in 0..report.rounds {
         for (index, (name, line)) in [
-            ("`dd bs=1M conv=fsync`", "dd bs=1M conv=fsync status=none if=FROM of=TO"),
-            ("`cp`, then `sync` of the file", "cp FROM TO && sync TO"),
+            ("`dd bs=1M conv=fsync`", "dd bs=1M conv=fsync status=none if={from} of={to}"),
+            ("`cp`, then `sync` of the file", "cp {from} {to} && sync {to}"),
         ]
         .into_iter()
         .enumerate()
@@ -45,7 +45,7 @@ fn with_fsync(report: &mut Report) {
             write_random(&from, bytes, (round * 2 + index) as u64 + 100);
             contest.round(round, |turn, folder| {
                 let to = folder.join("large");
-                let line = line.replace("FROM", &from.to_string_lossy()).replace("TO", &to.to_string_lossy());
+                let line = line.replace("{from}", &from.to_string_lossy()).replace("{to}", &to.to_string_lossy());
                 turn.time_line(name, bytes as f64 / MIB as f64, &line);
                 std::fs::remove_file(to).expect("remove what was written");
             });
