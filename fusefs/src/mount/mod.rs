@@ -9,6 +9,7 @@ mod dead;
 pub mod doctor;
 mod folder;
 mod locating;
+mod room;
 mod start;
 pub mod status;
 pub mod table;

@@ -25,6 +25,7 @@ use super::content::EngineContent;
 use super::doctor::{Finding, System};
 use super::folder::{self, FolderError};
 use super::locating::Locating;
+use super::room;
 use super::status::MountStatus;
 use super::table;
 use super::unmount::{self, UnmountError};
@@ -263,7 +264,7 @@ impl Mount {
             false => {
                 let (writing, uploader) = writing(&config, &cache_dir, &tracker, ours, &tasks, &stop, &names).await?;
                 locating.remember(uploader);
-                have_cache_give_way(writing.spool(), &cache, &cache_dir);
+                room::have_cache_give_way(writing.spool(), &cache, &cache_dir);
                 Some(writing)
             }
         };
@@ -420,18 +421,6 @@ impl Mount {
 fn within<T>(runtime: &Handle, work: impl FnOnce() -> T) -> T {
     let _within = runtime.enter();
     work()
-}
-
-/// What is cached can be fetched again, what is unsaved cannot: where both lie on one disk, the cache makes room.
-fn have_cache_give_way(spool: &Spool, cache: &Arc<CacheStore>, cache_dir: &Path) {
-    let disk = |folder: &Path| rustix::fs::stat(folder).ok().map(|stat| stat.st_dev);
-    if disk(spool.folder()) == disk(cache_dir) {
-        let cache = cache.clone();
-        spool.ask_for_room(move |bytes| {
-            let given = cache.make_room(bytes);
-            tracing::info!(wanted = bytes, given, "the cache makes room for what is written");
-        });
-    }
 }
 
 /// What writing needs, and who sends for it; what an earlier mount left unsaved is told of.
