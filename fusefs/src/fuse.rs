@@ -5,7 +5,6 @@
 
 mod changing;
 mod convert;
-mod retelling;
 mod session;
 pub(crate) mod status_file;
 mod writing;
@@ -59,7 +58,6 @@ struct Operations {
     /// Whether there are extended attributes.
     xattr: bool,
     status: status_file::StatusFile,
-    retelling: Arc<retelling::Retelling>,
 }
 
 /// Where operations run.
@@ -224,25 +222,19 @@ impl Filesystem for Operations {
             return reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
         let (fs, inode) = (self.fs.clone(), self.numbers.to_catalog(inode));
-        let (leased, retelling, thread) = (fs.is_leased(inode), self.retelling.clone(), request.pid());
+        let (leased, thread) = (fs.is_leased(inode), request.pid());
         // A file may need two questions: one for the inode, one for a large manifest.
         let limit = self.metadata_limit() * 2;
         let task = async move {
-            let opened =
-                timeout(limit + GRACE, fs.open(inode, |file| Ok(Arc::new(reply.open_backing(file)?) as Backing)));
-            match opened.await.unwrap_or(Err(Errno::TIMEDOUT)) {
+            let back = |file: &std::fs::File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
+            match timeout(limit + GRACE, fs.open(inode, thread, back)).await.unwrap_or(Err(Errno::TIMEDOUT)) {
                 Err(error) => {
                     if error != Errno::STALE {
                         fs.counters().failures.with_label_values(&["open"]).inc();
                     }
                     reply.error(errno(error));
                 }
-                Ok(opened) if opened.other_size && retelling.begin(inode, thread) => {
-                    fs.take_back(&opened);
-                    reply.error(fuser::Errno::ESTALE);
-                }
                 Ok(opened) => {
-                    retelling.end(inode, thread);
                     fs.count_open(&opened);
                     if writing::executes(flags) {
                         fs.runs(opened.handle);

@@ -20,6 +20,7 @@ mod directories;
 mod own_change;
 mod places;
 mod reading;
+mod retelling;
 mod running;
 mod siblings;
 mod watch;
@@ -116,6 +117,7 @@ pub struct FileSystem {
     manifests: Mutex<LruCache<ManifestDigest, Arc<Manifest>>>,
     open: OpenFiles,
     running: running::Running,
+    retelling: retelling::Retelling,
     directories: Directories,
     siblings: Mutex<Siblings>,
     /// Who keeps files that lose their last name while they are open here.
@@ -152,6 +154,7 @@ impl FileSystem {
             manifests: Mutex::new(LruCache::new(MANIFESTS_MOST)),
             open: OpenFiles::new(config.no_passthrough.clone(), config.no_passed_writes.clone()),
             running: running::Running::default(),
+            retelling: retelling::Retelling::default(),
             directories: Directories::default(),
             siblings: Mutex::new(Siblings::new()),
             capacity: Mutex::new(None),

@@ -55,8 +55,6 @@ pub struct Opened {
     pub mode: Mode,
     /// Attributes that the kernel has are of another version.
     pub attributes_changed: bool,
-    /// The kernel may believe that it has another size.
-    pub other_size: bool,
     /// It was opened to write to it.
     pub to_write: bool,
 }
@@ -256,7 +254,7 @@ impl OpenFiles {
         let handle = inner.next_handle;
         inner.next_handle += 1;
         inner.handles.insert(handle, Handle { inode, content, version: number, how, may_have_stored: false });
-        Opened { handle, mode, attributes_changed, other_size: false, to_write: wanted == Backed::Spool }
+        Opened { handle, mode, attributes_changed, to_write: wanted == Backed::Spool }
     }
 
     /// What to read through a handle; none if there is no such handle.

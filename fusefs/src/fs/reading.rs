@@ -10,7 +10,7 @@ use swarm_proto::{ByteRange, Extent, InodeNumber, Manifest, ManifestDigest};
 
 use super::content::Version;
 use super::invalidation::Invalidation;
-use super::known::{Ticket, Trust};
+use super::known::Trust;
 use super::node::{Kind, Node};
 use super::open_files::{Backing, Mode, Opened, Reading};
 use super::siblings::Siblings;
@@ -28,13 +28,6 @@ const WALK_BYTES_MOST: u64 = 32 * 1024 * 1024;
 /// How often an open asks again for the version that is current, while this mount saves one after the other.
 pub(super) const ASKED_MOST: usize = 8;
 
-/// What was so before an inode was opened.
-pub(super) struct Before {
-    /// As the kernel was told of it last, as far as that is known.
-    shown: Option<Arc<Node>>,
-    ticket: Ticket,
-}
-
 /// What a seek looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whence {
@@ -47,24 +40,27 @@ pub enum Whence {
 impl FileSystem {
     /// Open a file for reading, at the version that is current in the whole swarm.
     ///
-    /// Shape:  `back` gives a complete cache file to the kernel to read by itself.
-    /// Errors: [`Errno::STALE`] if the inode is gone: the kernel looks its name up again.
+    /// Shape:  0 is a thread of which the kernel does not say which; `back` gives a complete cache file to the kernel to
+    ///         read by itself.
+    /// Errors: [`Errno::STALE`] if the inode is gone, or the kernel has to be told what is new of it: it looks its name
+    ///         up again.
     pub async fn open(
         self: &Arc<Self>,
         inode: InodeNumber,
+        thread: u32,
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
-        let before = self.before_open(inode);
+        let opening = self.begin_open(inode, thread, false);
         for _ in 0..ASKED_MOST {
             let (opened, node) = self.open_current(inode, &back).await?;
             if !self.is_behind(&node) {
-                return Ok(self.tell_of(opened, before, &node));
+                return self.end_open(opening, opened, &node);
             }
             // Saved and let go by this mount since it was asked for.
             self.take_back(&opened);
         }
         let (opened, node) = self.open_current(inode, &back).await?;
-        Ok(self.tell_of(opened, before, &node))
+        self.end_open(opening, opened, &node)
     }
 
     /// The kernel is told that a file was opened.
@@ -80,7 +76,7 @@ impl FileSystem {
     }
 
     /// A file was opened, and the kernel is not told so.
-    pub fn take_back(self: &Arc<Self>, opened: &Opened) {
+    pub(super) fn take_back(self: &Arc<Self>, opened: &Opened) {
         if let Some(inode) = self.open.inode_of(opened.handle) {
             self.release(opened.handle);
             self.open.forget_pages(inode);
@@ -111,30 +107,6 @@ impl FileSystem {
     /// Whether this mount knows a newer version, which is one that it has saved.
     pub(super) fn is_behind(&self, node: &Node) -> bool {
         self.known.lock().newer(node.inode, node.version).is_some()
-    }
-
-    /// Before an inode is opened: what the kernel was told of it.
-    pub(super) fn before_open(&self, inode: InodeNumber) -> Before {
-        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
-        Before { shown, ticket: self.ticket() }
-    }
-
-    /// Have the kernel forget what it was told of an inode, if it is opened at another version.
-    ///
-    /// Before the caller goes on, so that it never reads the new bytes within the old size.
-    pub(super) fn tell_of(&self, opened: Opened, Before { shown, ticket }: Before, node: &Arc<Node>) -> Opened {
-        let untold = self.known.lock().take_untold(node.inode) || opened.attributes_changed;
-        if untold || shown.as_ref().is_none_or(|shown| shown != node) {
-            self.forget_attributes_now(node.inode);
-        }
-        let other_size = untold || shown.is_none_or(|shown| shown.size != node.size);
-        let now = Instant::now();
-        let is_older = |known: Option<(Arc<Node>, Trust)>| known.is_none_or(|(known, _)| known.version < node.version);
-        if other_size && is_older(self.known.lock().node(node.inode, now)) {
-            // It was opened by a lease, which the kernel is told nothing of: it is, when it asks now.
-            self.learn(|known| known.learn_node(ticket, node.clone(), now));
-        }
-        Opened { other_size, ..opened }
     }
 
     /// Whether an open needs no question now.

@@ -18,7 +18,7 @@ fn no_backing(_: &std::fs::File) -> std::io::Result<Backing> {
 }
 
 async fn open(bench: &Bench, inode: InodeNumber) -> (u64, bool) {
-    let opened = bench.fs.open(inode, no_backing).await.unwrap();
+    let opened = bench.fs.open(inode, 0, no_backing).await.unwrap();
     (opened.handle, matches!(opened.mode, Mode::Cached { keep_pages: true }))
 }
 
@@ -163,7 +163,7 @@ async fn a_file_that_is_gone_is_stale_unless_it_is_open() {
     let node = bench.fs.attributes(inode).await.unwrap().node.unwrap();
     assert_eq!((node.size, node.links), (3, 0));
     assert_eq!(bench.fs.read(handle, 0, 10).await.unwrap(), "one");
-    assert_eq!(bench.fs.open(inode, no_backing).await.err(), Some(Errno::STALE));
+    assert_eq!(bench.fs.open(inode, 0, no_backing).await.err(), Some(Errno::STALE));
     bench.fs.release(handle);
     assert_eq!(bench.fs.attributes(inode).await.err(), Some(Errno::STALE));
 }
@@ -228,7 +228,7 @@ async fn with_the_tracker_away_names_fail_in_time_or_are_answered_as_known_last(
         bench.until("the stream is lost", |bench| !bench.fs.is_live()).await;
 
         let looked_up = bench.fs.lookup(ROOT, Bytes::from("a")).await.map(|found| found.node.is_some());
-        let opened = bench.fs.open(inode, no_backing).await.map(|opened| opened.handle);
+        let opened = bench.fs.open(inode, 0, no_backing).await.map(|opened| opened.handle);
         let listed = bench.fs.page_at(directory, 0).await.map(|page| page.remaining());
         match offline_ok {
             true => {

@@ -195,16 +195,19 @@ impl FileSystem {
     /// Open a file for writing, at the version that is current in the whole swarm unless this mount has unsaved
     /// bytes of it.
     ///
-    /// Shape: `back` gives a file of the spool to the kernel to write by itself; that is done only with what is empty then.
+    /// Shape:  0 is a thread of which the kernel does not say which; `back` gives a file of the spool to the kernel to
+    ///         write by itself, which is done only with what is empty then.
+    /// Errors: as [`Self::open`] has them.
     pub async fn open_to_write(
         self: &Arc<Self>,
         inode: InodeNumber,
+        thread: u32,
         truncate: bool,
         writer: Writer,
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
         self.writing()?;
-        let before = self.before_open(inode);
+        let opening = self.begin_open(inode, thread, truncate);
         let mut asked = 0;
         let (opened, node) = loop {
             let (written, node, version) = self.join_current(inode).await?;
@@ -215,6 +218,7 @@ impl FileSystem {
             }
             self.take_back(&opened);
         };
+        let opened = self.end_open(opening, opened, &node)?;
         if truncate && let Err(error) = self.cut(inode, 0) {
             self.release(opened.handle);
             return Err(error);
@@ -222,9 +226,8 @@ impl FileSystem {
         if truncate {
             // The kernel has made it empty by itself.
             self.forget_attributes_now(inode);
-            return Ok(opened);
         }
-        Ok(self.tell_of(opened, before, &node))
+        Ok(opened)
     }
 
     /// Make a file and open it for writing; `back` as [`Self::open_to_write`] has it.

@@ -62,8 +62,8 @@ impl Session {
         tasks: TaskTracker,
     ) -> io::Result<Self> {
         let numbers = Numbers { root: fs.config().root };
-        let (fs_too, xattr, status, retelling) = (fs.clone(), config.xattr, Default::default(), Default::default());
-        let operations = Operations { fs: fs_too, numbers, runtimes, tasks, xattr, status, retelling };
+        let (xattr, status) = (config.xattr, Default::default());
+        let operations = Operations { fs: fs.clone(), numbers, runtimes, tasks, xattr, status };
         let session = fuser::Session::new(operations, &config.mountpoint, &options(config, fs.config().access))?;
         let tell = Arc::new(TellKernel { notifier: session.notifier(), numbers });
         fs.attach(tell.clone());

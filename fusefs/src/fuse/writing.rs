@@ -53,18 +53,13 @@ impl Operations {
             // The kernel says so too, but only after this was answered and its pages are gone from under the program.
             return reply.error(fuser::Errno::ETXTBSY);
         }
-        let (retelling, thread) = (self.retelling.clone(), request.pid());
+        let thread = request.pid();
         let task = async move {
             let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
-            let work = fs.open_to_write(inode, truncate, writer(flags.0), back);
+            let work = fs.open_to_write(inode, thread, truncate, writer(flags.0), back);
             match limited(&fs, "open", limit, work).await {
                 Err(error) => reply.error(error),
-                Ok(opened) if opened.other_size && retelling.begin(inode, thread) => {
-                    fs.take_back(&opened);
-                    reply.error(fuser::Errno::ESTALE);
-                }
                 Ok(opened) => {
-                    retelling.end(inode, thread);
                     fs.count_open(&opened);
                     let Opened { handle, mode, .. } = opened;
                     match mode {

@@ -1,7 +1,7 @@
 //! Two mounts of one swarm, and somebody who changes it.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
@@ -55,9 +55,26 @@ fn a_name_that_somebody_else_replaced_or_removed_just_now_is_never_stale() {
     for round in 0..20 {
         swarm.publish("/file", b"old");
         eventually("the name shows", || std::fs::read(two.path("file")).is_ok());
+        // Whether or not a file is held open, its name is what leads to it.
+        let hold = || (round % 4 < 2).then(|| File::open(two.path("file")).unwrap());
+        let held = hold();
         std::fs::write(one.path("new"), format!("new {round}")).unwrap();
         std::fs::rename(one.path("new"), one.path("file")).unwrap();
-        assert_eq!(std::fs::read_to_string(two.path("file")).unwrap(), format!("new {round}"));
+        if round % 3 == 0 {
+            let mut file = File::options().append(true).open(two.path("file")).unwrap();
+            file.write_all(b", appended").unwrap();
+        }
+        let text = ["new , appended", "new ", "new "][round % 3].replace("new ", &format!("new {round}"));
+        assert_eq!(std::fs::read_to_string(two.path("file")).unwrap(), text);
+        if let Some(mut held) = held {
+            // It has no name, and is opened anew by those who say which it is.
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&held);
+            assert_eq!(std::fs::read(format!("/proc/self/fd/{fd}")).unwrap(), b"old", "round {round}");
+            let mut bytes = Vec::new();
+            held.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, b"old");
+        }
+        let _held = hold();
         std::fs::remove_file(one.path("file")).unwrap();
         let gone = match round % 2 {
             0 => File::open(two.path("file")).map(drop),

@@ -251,7 +251,7 @@ impl FileSystem {
     /// Open a file for writing through the kernel's cache.
     pub(crate) async fn open_cached(self: &Arc<Self>, inode: InodeNumber, truncate: bool) -> Result<Opened, Errno> {
         let never = |_: &File| Err(std::io::ErrorKind::Unsupported.into());
-        self.open_to_write(inode, truncate, Writer::Reads, never).await
+        self.open_to_write(inode, 0, truncate, Writer::Reads, never).await
     }
 }
 

@@ -160,7 +160,7 @@ async fn what_a_close_acknowledged_is_durable_after_fsync_through_any_handle() {
         bench.fs.flush(inode).await.unwrap();
         if reopened {
             bench.fs.release(handle);
-            bench.fs.open(inode, |_| panic!("nothing is complete in these tests")).await.unwrap();
+            bench.fs.open(inode, 0, |_| panic!("nothing is complete in these tests")).await.unwrap();
         }
         assert!(outbox.synced.lock().is_empty());
         bench.swarm.levels.lock().clear();
@@ -343,7 +343,7 @@ async fn what_is_unsaved_of_a_file_without_a_name_is_not_left_out_of_a_copy() {
 async fn what_was_written_to_a_file_without_a_name_is_read_through_its_other_handles_to_their_end() {
     let (bench, _, _folder) = Bench::writing(1 << 20).await;
     let inode = file(&bench, b"base").await;
-    let reader = bench.fs.open(inode, |_| panic!("nothing is complete in these tests")).await.unwrap().handle;
+    let reader = bench.fs.open(inode, 0, |_| panic!("nothing is complete in these tests")).await.unwrap().handle;
     let writers = [bench.fs.open_cached(inode, false).await, bench.fs.open_cached(inode, false).await];
     bench.swarm.unname(inode);
     bench.until("the name is gone", |bench| bench.fs.attributes_known(inode).is_none()).await;

@@ -204,7 +204,7 @@ async fn an_fsync_sends_again_what_a_seeder_lost_since_it_was_closed() {
         bench.fs.flush(inode).await.unwrap();
         if reopened {
             bench.fs.release(handle);
-            bench.fs.open(inode, |_| panic!("nothing is complete in these tests")).await.unwrap();
+            bench.fs.open(inode, 0, |_| panic!("nothing is complete in these tests")).await.unwrap();
         }
         outbox.loses.store(true, Ordering::SeqCst);
         let fs = bench.fs.clone();

@@ -1,0 +1,120 @@
+//! Telling the kernel what is new of a file before it is opened: its size, and that it has no name any more.
+//!
+//! An answer to `open` carries no attributes, and what reads by the kernel's own idea of the size alone (sendfile(2),
+//! copy_file_range(2), a page fault of a map) never asks for them: within an older size it would find the end of the
+//! file too early. And a name that another mount replaced or removed a moment ago still leads to the file that it
+//! named. To an answer of ESTALE the kernel looks the name up again, which tells it, and opens once more. A second
+//! ESTALE would come to the program, so whoever got one is answered.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use swarm_proto::InodeNumber;
+
+use super::FileSystem;
+use super::known::{Ticket, Trust};
+use super::node::Node;
+use super::open_files::Opened;
+use crate::errno::Errno;
+
+/// Opens at a time that are remembered to have been answered so.
+const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
+
+/// An open, and what was so before it.
+pub(super) struct Opening {
+    inode: InodeNumber,
+    thread: u32,
+    truncates: bool,
+    /// As the kernel was told of it last, as far as that is known.
+    shown: Option<Arc<Node>>,
+    ticket: Ticket,
+}
+
+impl FileSystem {
+    /// A thread opens an inode, perhaps to truncate it; 0 if the kernel does not say which thread.
+    pub(super) fn begin_open(&self, inode: InodeNumber, thread: u32, truncates: bool) -> Opening {
+        let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
+        Opening { inode, thread, truncates, shown, ticket: self.ticket() }
+    }
+
+    /// Have the kernel forget what it was told of an inode, if it was opened as another.
+    ///
+    /// Before the caller goes on, so that it never reads the new bytes within the old size.
+    ///
+    /// Errors: [`Errno::STALE`] if the kernel is to look the name up again first.
+    pub(super) fn end_open(
+        self: &Arc<Self>,
+        opening: Opening,
+        opened: Opened,
+        node: &Arc<Node>,
+    ) -> Result<Opened, Errno> {
+        let Opening { inode, thread, truncates, shown, ticket } = opening;
+        let untold = self.known.lock().take_untold(inode) || opened.attributes_changed;
+        if untold || shown.as_ref().is_none_or(|shown| shown != node) {
+            self.forget_attributes_now(inode);
+        }
+        // Made empty, it is of the size that the kernel gives it.
+        let other_size = !truncates && (untold || shown.as_ref().is_none_or(|shown| shown.size != node.size));
+        let nameless = node.links == 0 && shown.is_none_or(|shown| shown.links > 0);
+        let now = Instant::now();
+        let is_older = |known: Option<(Arc<Node>, Trust)>| known.is_none_or(|(known, _)| known.version < node.version);
+        if other_size && is_older(self.known.lock().node(inode, now)) {
+            // It was opened by a lease, which the kernel is told nothing of: it is, when it asks now.
+            self.learn(|known| known.learn_node(ticket, node.clone(), now));
+        }
+        if nameless {
+            self.learn(|known| known.lost_name(inode));
+        }
+        if (other_size || nameless) && self.retelling.begin(inode, thread) {
+            self.take_back(&opened);
+            return Err(Errno::STALE);
+        }
+        self.retelling.end(inode, thread);
+        Ok(opened)
+    }
+}
+
+/// Who was answered ESTALE to an open, and is to come again.
+pub(super) struct Retelling(Mutex<LruCache<(InodeNumber, u32), ()>>);
+
+impl Default for Retelling {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(MOST)))
+    }
+}
+
+impl Retelling {
+    /// Whether to answer ESTALE to a thread that opens a file of which the kernel may believe that it has another size.
+    ///
+    /// Shape: 0 is a thread of which the kernel does not say which: it could not be told from others.
+    pub(super) fn begin(&self, inode: InodeNumber, thread: u32) -> bool {
+        thread != 0 && self.0.lock().put((inode, thread), ()).is_none()
+    }
+
+    /// A thread opens a file; this was its second try, if there was a first.
+    pub(super) fn end(&self, inode: InodeNumber, thread: u32) {
+        let mut begun = self.0.lock();
+        if !begun.is_empty() {
+            begun.pop(&(inode, thread));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_sent_back_once_for_an_open() {
+        let retelling = Retelling::default();
+        let (one, other) = (InodeNumber(1), InodeNumber(2));
+        assert!(retelling.begin(one, 7));
+        assert!(!retelling.begin(one, 7), "it is back");
+        retelling.end(one, 7);
+        assert!(retelling.begin(one, 8) && retelling.begin(other, 7) && retelling.begin(one, 7));
+        assert!(!retelling.begin(one, 0));
+    }
+}
