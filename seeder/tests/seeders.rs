@@ -17,7 +17,7 @@ use swarm_seeder::peer::Stopped;
 use swarm_seeder::service::{Seeder, SeederConfig, SeederError};
 use swarm_seeder::store::ChunkStore;
 use swarm_seeder::swarm::{Locator, Offence, Swarm, SwarmConfig, Urgency, Want};
-use swarm_seeder::tracker_client::{TrackerClient, TrackerClientConfig};
+use swarm_seeder::tracker_client::{TrackerClient, TrackerClientConfig, TrackerError};
 use swarm_tracker::config::AdminListen;
 use swarm_tracker::{Tracker, TrackerConfig};
 use tempfile::TempDir;
@@ -125,9 +125,13 @@ struct Reader {
 }
 
 fn reader(tracker: SocketAddr) -> Reader {
+    reader_of(&tracker.to_string())
+}
+
+fn reader_of(trackers: &str) -> Reader {
     let me = PeerId::random();
     let client = TrackerClient::new(TrackerClientConfig {
-        address: tracker.to_string().parse().unwrap(),
+        address: trackers.parse().unwrap(),
         me: Some(me),
         zone: String::new(),
         patience: Duration::from_secs(5),
@@ -301,6 +305,24 @@ async fn a_seeder_serves_while_the_tracker_is_away_and_joins_when_it_comes() {
     let tracker = place.tracker("tracker", address).await;
     assert!(seeder.announced(PATIENCE).await);
     reader(tracker.address()).located(ChunkTree::build(&data).segment(), 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_no_trackers_does_not_end_the_wait_for_one_that_is() {
+    let place = Place::new();
+    let tracker = place.tracker("tracker", anywhere()).await;
+    let address = tracker.address();
+    let seeder = place.seeder("seeder", address).await;
+    let reader = reader_of(&format!("{address},{}", seeder.address()));
+    reader.client.stat_fs().await.unwrap();
+    tracker.stop().await;
+    let (answer, _tracker) = tokio::join!(reader.client.stat_fs(), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        place.tracker("tracker", address).await
+    });
+    answer.unwrap();
+    let none = reader_of(&seeder.address().to_string()).client.stat_fs().await.unwrap_err();
+    assert!(matches!(none, TrackerError::Stranger { .. }), "{none:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -287,15 +287,16 @@ impl TrackerClient {
                     }
                     return Ok(answer);
                 }
-                Ok(Err(status)) if is_strange(&status) => {
-                    return Err(TrackerError::Stranger { address: shared.config.address.to_string() });
-                }
-                Ok(Err(status)) if !is_absence(&status) => {
-                    let refused = refusal(&status);
-                    if refused.fault() != Fault::OtherSwarm {
-                        return Err(refused);
+                Ok(Err(status)) if is_strange(&status) || !is_absence(&status) => {
+                    let refused = match is_strange(&status) {
+                        true => TrackerError::Stranger { address: shared.config.address.to_string() },
+                        false => refusal(&status),
+                    };
+                    match &refused {
+                        TrackerError::Stranger { .. } => {}
+                        other_swarm if other_swarm.fault() == Fault::OtherSwarm => self.strayed(other_swarm),
+                        _ => return Err(refused),
                     }
-                    self.strayed(&refused);
                     strangers += 1;
                     if strangers == shared.channels.len() {
                         return Err(refused);
