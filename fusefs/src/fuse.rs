@@ -450,8 +450,8 @@ impl Filesystem for Operations {
         self.make_symlink(who, parent, name, target, reply);
     }
 
-    fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.make_link(inode, parent, name, reply);
+    fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.make_link((inode, request.pid()), parent, name, reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

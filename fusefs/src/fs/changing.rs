@@ -181,11 +181,25 @@ impl FileSystem {
     }
 
     /// link(2).
-    pub async fn link(&self, inode: InodeNumber, new_parent: InodeNumber, new_name: Bytes) -> Result<Found, Errno> {
+    ///
+    /// Shape:  0 is a thread of which the kernel does not say which.
+    /// Errors: [`Errno::STALE`] if the inode may have lost its name a moment ago: the kernel looks that up again.
+    pub async fn link(
+        &self,
+        inode: InodeNumber,
+        thread: u32,
+        new_parent: InodeNumber,
+        new_name: Bytes,
+    ) -> Result<Found, Errno> {
         let link = v1::Link { inode: inode.0, new_parent: new_parent.0, new_name: new_name.clone() };
         let touched = Touched { names: vec![(new_parent, new_name.clone())], inodes: vec![inode] };
-        let answered = self.ask_change(touched, AckLevel::Close, Operation::Link(link)).await?.done()?;
-        self.made(answered, new_parent, new_name).await
+        let answered = self.ask_change(touched, AckLevel::Close, Operation::Link(link)).await?.done();
+        // Perhaps its name was replaced elsewhere a moment ago, and leads to another now.
+        if answered.as_ref().err() == Some(&Errno::NOENT) && self.retelling.begin(inode, thread) {
+            return Err(self.is_gone(inode));
+        }
+        self.retelling.end(inode, thread);
+        self.made(answered?, new_parent, new_name).await
     }
 
     /// chmod(2), chown(2), utimensat(2).

@@ -253,8 +253,8 @@ impl Known {
             let (epoch, at, child) = (learned.epoch, learned.at, learned.value);
             let trust = self.trust(epoch, at, now).unless(self.own.is_changing(parent, name));
             let Some(child) = child else { return Some((None, trust)) };
-            if let Some((node, of_node)) = self.node(child, now) {
-                return Some((Some(node), trust.and(of_node)));
+            if let Some((node, trust)) = self.led_to(child, trust, now) {
+                return Some((Some(node), trust));
             }
         }
         let (listed, epoch, at) = self.listings.name(parent, name)?;
@@ -262,8 +262,8 @@ impl Known {
         let (node, of_both) = match listed {
             None => (None, trust),
             Some(listed) => {
-                let (node, of_node) = self.node(listed.inode, now)?;
-                (Some(node), trust.and(of_node))
+                let (node, trust) = self.led_to(listed.inode, trust, now)?;
+                (Some(node), trust)
             }
         };
         // The kernel is given something, also an absence, that must be taken back later.
@@ -272,6 +272,13 @@ impl Known {
             self.keep_name(parent, Bytes::copy_from_slice(name), child, epoch, at);
         }
         Some((node, of_both))
+    }
+
+    /// What a name leads to, which is believed that far. Nothing leads to what is known to have no name.
+    fn led_to(&mut self, child: InodeNumber, of_name: Trust, now: Instant) -> Option<(Arc<Node>, Trust)> {
+        let (node, of_node) = self.node(child, now)?;
+        let trust = of_name.and(of_node).unless(node.links == 0);
+        Some((node, trust))
     }
 
     /// All entries of a directory, if they are known.

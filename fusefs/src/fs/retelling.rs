@@ -65,9 +65,6 @@ impl FileSystem {
             // It was opened by a lease, which the kernel is told nothing of: it is, when it asks now.
             self.learn(|known| known.learn_node(ticket, node.clone(), now));
         }
-        if nameless {
-            self.learn(|known| known.lost_name(inode));
-        }
         if (other_size || nameless) && self.retelling.begin(inode, thread) {
             self.take_back(&opened);
             return Err(Errno::STALE);

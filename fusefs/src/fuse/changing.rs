@@ -108,12 +108,14 @@ impl Operations {
         });
     }
 
-    pub(super) fn make_link(&self, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    pub(super) fn make_link(&self, (inode, thread): (INodeNo, u32), parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if inode == status_file::INODE {
             return reply.error(fuser::Errno::EPERM);
         }
         let inode = self.numbers.to_catalog(inode);
-        self.make("link", parent, name, reply, async move |fs, parent, name| fs.link(inode, parent, name).await);
+        self.make("link", parent, name, reply, async move |fs, parent, name| {
+            fs.link(inode, thread, parent, name).await
+        });
     }
 
     /// Make a name by `how`, and answer what it names.

@@ -162,12 +162,12 @@ async fn a_rename_moves_the_name_and_the_place_that_is_remembered() {
 async fn two_names_of_one_file_both_stay_when_one_is_renamed_to_the_other() {
     let bench = bench().await;
     let file = bench.fs.make_file(ROOT, name("a"), ME).await.unwrap().node.unwrap().inode;
-    assert_eq!(bench.fs.link(file, ROOT, name("b")).await.unwrap().node.unwrap().links, 2);
+    assert_eq!(bench.fs.link(file, 0, ROOT, name("b")).await.unwrap().node.unwrap().links, 2);
     bench.fs.rename((ROOT, name("a")), (ROOT, name("b")), RenameMode::Replace).await.unwrap();
     assert_eq!((known(&bench, ROOT, "a"), known(&bench, ROOT, "b")), (Some(file), Some(file)));
     bench.fs.unlink(ROOT, name("a")).await.unwrap();
     assert_eq!(links(&bench, file), 1);
-    assert_eq!(bench.fs.link(file, ROOT, name("b")).await.err(), Some(Errno::EXIST));
+    assert_eq!(bench.fs.link(file, 0, ROOT, name("b")).await.err(), Some(Errno::EXIST));
 }
 
 #[tokio::test]

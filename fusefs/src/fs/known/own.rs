@@ -215,11 +215,6 @@ impl Known {
     /// An inode is gone, before that was pushed: its name must be looked up again.
     pub fn gone(&mut self, inode: InodeNumber) {
         self.doubt_node(inode);
-        self.lost_name(inode);
-    }
-
-    /// An inode has no name any more, before that was pushed.
-    pub fn lost_name(&mut self, inode: InodeNumber) {
         if let Some((parent, name)) = self.place_of(inode) {
             self.doubt_name(parent, name);
         }
