@@ -95,6 +95,8 @@ pub struct Known {
     leases: Leases,
     /// Inodes of which the kernel may have been told an older version.
     untold: LruCache<InodeNumber, ()>,
+    /// Inodes that changed, in whatever it was, since the kernel looked a name of theirs up.
+    renamed: LruCache<InodeNumber, ()>,
     changes: RecentChanges,
     own: OnTheirWay,
     take_back: Vec<Invalidation>,
@@ -115,6 +117,7 @@ impl Known {
             parents: LruCache::new(most),
             leases: Leases::new(),
             untold: LruCache::new(most),
+            renamed: LruCache::new(most),
             changes: RecentChanges::default(),
             own: OnTheirWay::default(),
             take_back: Vec::new(),
@@ -225,11 +228,17 @@ impl Known {
     }
 
     fn doubt_node(&mut self, inode: InodeNumber) {
+        self.ask_anew(inode);
+        self.take_back.push(Invalidation::Attributes(inode));
+    }
+
+    /// An inode, and whatever names it, is asked for anew. The kernel is not told: that would have it throw away what
+    /// it is asking for.
+    pub fn ask_anew(&mut self, inode: InodeNumber) {
         self.leases.forget(inode);
         if let Some(learned) = self.nodes.peek_mut(&inode) {
             learned.epoch = DOUBTED;
         }
-        self.take_back.push(Invalidation::Attributes(inode));
     }
 
     /// An inode, if it is known, and how far it may be believed.
@@ -307,6 +316,12 @@ impl Known {
     /// told another size.
     pub fn take_untold(&mut self, inode: InodeNumber) -> bool {
         self.untold.pop(&inode).is_some()
+    }
+
+    /// Whether an inode may have lost a name since the kernel looked it up, as far as answers tell that were given for
+    /// something else; since this was last asked.
+    pub fn take_renamed(&mut self, inode: InodeNumber) -> bool {
+        self.renamed.pop(&inode).is_some()
     }
 
     /// A file as it is now in the whole swarm, if that is known without asking.

@@ -50,7 +50,7 @@ impl FileSystem {
         thread: u32,
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
-        let opening = self.begin_open(inode, thread, false);
+        let opening = self.begin_open(inode, thread);
         for _ in 0..ASKED_MOST {
             let (opened, node) = self.open_current(inode, &back).await?;
             if !self.is_behind(&node) {

@@ -1,9 +1,9 @@
-//! Telling the kernel what is new of a file before it is opened: its size, and that it has no name any more.
+//! Telling the kernel what is new of a file before it is opened: its size, and what its names lead to.
 //!
 //! An answer to `open` carries no attributes, and what reads by the kernel's own idea of the size alone (sendfile(2),
 //! copy_file_range(2), a page fault of a map) never asks for them: within an older size it would find the end of the
 //! file too early. And a name that another mount replaced or removed a moment ago still leads to the file that it
-//! named. To an answer of ESTALE the kernel looks the name up again, which tells it, and opens once more. A second
+//! named, which lives on where it is open, or has other names. To an answer of ESTALE the kernel looks the name up again, which tells it, and opens once more. A second
 //! ESTALE would come to the program, so whoever got one is answered.
 
 use std::num::NonZeroUsize;
@@ -27,17 +27,16 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("not zero");
 pub(super) struct Opening {
     inode: InodeNumber,
     thread: u32,
-    truncates: bool,
     /// As the kernel was told of it last, as far as that is known.
     shown: Option<Arc<Node>>,
     ticket: Ticket,
 }
 
 impl FileSystem {
-    /// A thread opens an inode, perhaps to truncate it; 0 if the kernel does not say which thread.
-    pub(super) fn begin_open(&self, inode: InodeNumber, thread: u32, truncates: bool) -> Opening {
+    /// A thread opens an inode; 0 if the kernel does not say which thread.
+    pub(super) fn begin_open(&self, inode: InodeNumber, thread: u32) -> Opening {
         let shown = self.known.lock().node(inode, Instant::now()).map(|(node, _)| node);
-        Opening { inode, thread, truncates, shown, ticket: self.ticket() }
+        Opening { inode, thread, shown, ticket: self.ticket() }
     }
 
     /// Have the kernel forget what it was told of an inode, if it was opened as another.
@@ -51,21 +50,25 @@ impl FileSystem {
         opened: Opened,
         node: &Arc<Node>,
     ) -> Result<Opened, Errno> {
-        let Opening { inode, thread, truncates, shown, ticket } = opening;
-        let untold = self.known.lock().take_untold(inode) || opened.attributes_changed;
-        if untold || shown.as_ref().is_none_or(|shown| shown != node) {
+        let Opening { inode, thread, shown, ticket } = opening;
+        let (untold, renamed) = {
+            let mut known = self.known.lock();
+            (known.take_untold(inode) || opened.attributes_changed, known.take_renamed(inode))
+        };
+        let changed = shown.is_none_or(|shown| shown != *node);
+        if changed || untold {
             self.forget_attributes_now(inode);
         }
-        // Made empty, it is of the size that the kernel gives it.
-        let other_size = !truncates && (untold || shown.as_ref().is_none_or(|shown| shown.size != node.size));
-        let nameless = node.links == 0 && shown.is_none_or(|shown| shown.links > 0);
         let now = Instant::now();
         let is_older = |known: Option<(Arc<Node>, Trust)>| known.is_none_or(|(known, _)| known.version < node.version);
-        if other_size && is_older(self.known.lock().node(inode, now)) {
+        if changed || renamed {
+            // Whatever it is that changed, names of it may have: which lead to it is asked for anew.
+            self.known.lock().ask_anew(inode);
+        } else if untold && is_older(self.known.lock().node(inode, now)) {
             // It was opened by a lease, which the kernel is told nothing of: it is, when it asks now.
             self.learn(|known| known.learn_node(ticket, node.clone(), now));
         }
-        if (other_size || nameless) && self.retelling.begin(inode, thread) {
+        if (changed || renamed || untold) && self.retelling.begin(inode, thread) {
             self.take_back(&opened);
             return Err(Errno::STALE);
         }

@@ -207,7 +207,7 @@ impl FileSystem {
         back: impl Fn(&File) -> io::Result<Backing> + Send + Sync,
     ) -> Result<Opened, Errno> {
         self.writing()?;
-        let opening = self.begin_open(inode, thread, truncate);
+        let opening = self.begin_open(inode, thread);
         let mut asked = 0;
         let (opened, node) = loop {
             let (written, node, version) = self.join_current(inode).await?;

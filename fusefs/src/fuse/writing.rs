@@ -25,6 +25,7 @@ pub(super) const SAVE_LIMIT: Duration = Duration::from_secs(24 * 3_600);
 mod flag {
     pub(super) const ACCESS: i32 = 0o3;
     pub(super) const WRITE_ONLY: i32 = 0o1;
+    pub(super) const EXCLUSIVE: i32 = 0o200;
     pub(super) const TRUNCATE: i32 = 0o1_000;
     pub(super) const APPEND: i32 = 0o2_000;
     /// O_DIRECT, where it is this: elsewhere it only means that such a handle is passed through.
@@ -53,10 +54,17 @@ impl Operations {
             // The kernel says so too, but only after this was answered and its pages are gone from under the program.
             return reply.error(fuser::Errno::ETXTBSY);
         }
-        let thread = request.pid();
+        let (thread, user) = (request.pid(), request.uid());
         let task = async move {
             let back = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
-            let work = fs.open_to_write(inode, thread, truncate, writer(flags.0), back);
+            let work = async {
+                let opened = fs.open_to_write(inode, thread, truncate, writer(flags.0), back).await?;
+                // The kernel asks for it as well, in a word that does not reach us.
+                if truncate && user != 0 && fs.may_have_set_id(inode) {
+                    fs.clear_set_id(inode).await.inspect_err(|_| fs.release(opened.handle))?;
+                }
+                Ok(opened)
+            };
             match limited(&fs, "open", limit, work).await {
                 Err(error) => reply.error(error),
                 Ok(opened) => {
@@ -96,6 +104,9 @@ impl Operations {
             let work = fs.create(parent, name, maker, writer(flags), back);
             let (found, opened) = match limited(&fs, "create", limit, work).await {
                 Ok(made) => made,
+                // Somebody else made it since the kernel was told that there is nothing. It is to be opened, which the
+                // kernel does with what it finds there now, once it knows who may.
+                Err(fuser::Errno::EEXIST) if flags & flag::EXCLUSIVE == 0 => return reply.error(fuser::Errno::ESTALE),
                 Err(error) => return reply.error(error),
             };
             let Some(node) = found.node else { return reply.error(fuser::Errno::EIO) };

@@ -125,11 +125,16 @@ fn a_folder_with_the_set_group_id_bit_hands_its_group_down() {
     assert_eq!((at("file").mode() & 0o7000, at("below").mode() & 0o7000), (0, 0o2000));
 }
 
-/// Write to an open file as a user who is nobody.
-fn write_as_nobody(file: &File) {
+/// A program of a user who is nobody.
+fn as_nobody(program: &[&str], out: std::process::Stdio) {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "head", "--bytes=4096", "/dev/zero"]);
-    assert!(start(command.stdout(file.try_clone().unwrap())).unwrap().wait().unwrap().success());
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(program);
+    assert!(start(command.stdout(out)).unwrap().wait().unwrap().success());
+}
+
+/// Write to an open file as that user.
+fn write_as_nobody(file: &File) {
+    as_nobody(&["head", "--bytes=4096", "/dev/zero"], file.try_clone().unwrap().into());
 }
 
 #[test]
@@ -153,6 +158,13 @@ fn a_write_by_another_user_takes_the_set_id_bits_away_whatever_the_handle() {
                 write_as_nobody(&opened);
                 assert_eq!(is(), after, "{before:o} with {flags:?} on {name}");
                 assert!(path.metadata().unwrap().len() >= 4096);
+                if before & 0o2 == 0 {
+                    continue;
+                }
+                drop(opened);
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(before)).unwrap();
+                as_nobody(&["sh", "-c", ": > \"$0\"", path.to_str().unwrap()], std::process::Stdio::null());
+                assert_eq!((is(), path.metadata().unwrap().len()), (after, 0), "{before:o} truncated on {name}");
             }
         }
     }

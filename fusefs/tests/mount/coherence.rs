@@ -95,6 +95,72 @@ fn a_name_that_somebody_else_replaced_or_removed_just_now_is_never_stale() {
 }
 
 #[test]
+fn a_name_leads_to_what_it_names_also_where_the_file_that_it_named_lives_on() {
+    let swarm = Swarm::new(1);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    let (file, other) = ("file", "other");
+    let write = |name: &str, text: &str| std::fs::write(one.path(name), text).unwrap();
+    for round in 0..30 {
+        write(file, "old");
+        eventually("the name shows", || std::fs::read(two.path(file)).is_ok_and(|bytes| bytes == b"old"));
+        match round % 3 {
+            0 => {
+                std::fs::hard_link(one.path(file), one.path(other)).unwrap();
+                write("new", "new");
+                std::fs::rename(one.path("new"), one.path(file)).unwrap();
+            }
+            1 => {
+                write(other, "new");
+                let [one, another] = [one.path(file), one.path(other)];
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, another, exchange).unwrap();
+            }
+            _ => {
+                std::fs::rename(one.path(file), one.path(other)).unwrap();
+                write(file, "new");
+            }
+        }
+        if round % 2 == 0 {
+            assert_eq!(std::fs::read_to_string(two.path(file)).unwrap(), "new", "round {round}");
+        }
+        let mut writer = File::options().append(round % 4 > 1).write(true).open(two.path(file)).unwrap();
+        writer.write_all(b", and more").unwrap();
+        drop(writer);
+        let text = std::fs::read_to_string(one.path(other)).unwrap();
+        assert_eq!(text, "old", "round {round}: written to what has another name now");
+        std::fs::remove_file(one.path(file)).unwrap();
+        std::fs::remove_file(one.path(other)).unwrap();
+    }
+}
+
+#[test]
+fn what_somebody_made_since_is_opened_by_who_would_make_it() {
+    let swarm = Swarm::new(1);
+    let (one, two) = (swarm.mount("one"), swarm.mount("two"));
+    for round in 0..30 {
+        let name = format!("log-{round}");
+        assert!(!two.path(&name).exists());
+        std::fs::write(one.path(&name), "one\n").unwrap();
+        let exclusive = File::options().write(true).create_new(true).open(two.path(&name));
+        assert_eq!(exclusive.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        let name = format!("log-{round}-again");
+        assert!(!two.path(&name).exists());
+        std::fs::write(one.path(&name), "one\n").unwrap();
+        let mut file = match round % 3 {
+            0 => File::options().append(true).create(true).open(two.path(&name)).unwrap(),
+            1 => File::create(two.path(&name)).unwrap(),
+            _ => File::options().read(true).append(true).create(true).open(two.path(&name)).unwrap(),
+        };
+        file.write_all(b"two\n").unwrap();
+        drop(file);
+        let text = ["one\ntwo\n", "two\n", "one\ntwo\n"][round % 3];
+        for mounted in [&one, &two] {
+            assert_eq!(std::fs::read_to_string(mounted.path(&name)).unwrap(), text, "round {round}");
+        }
+    }
+}
+
+#[test]
 fn with_writeback_a_mount_never_reads_less_than_it_wrote() {
     let swarm = Swarm::new(1);
     let config = MountConfig { writeback: true, ..swarm.config("cache") };

@@ -18,6 +18,9 @@ impl Known {
         if self.changes.may_be_missed(ticket.newest, inode, b"") {
             return Trust::For(Duration::ZERO);
         }
+        if self.nodes.peek(&inode).is_some_and(|old| old.value.changed_ns != node.changed_ns) {
+            self.renamed.put(inode, ());
+        }
         self.keep_node(node, ticket.epoch, now, Revision::default());
         self.trust(ticket.epoch, now, now).at_least_now().unless(self.own.is_changing(inode, b""))
     }
@@ -63,12 +66,16 @@ impl Known {
         now: Instant,
     ) -> Trust {
         let child = node.as_ref().map(|node| node.inode);
+        let has_no_other = node.as_ref().is_some_and(|node| node.links == 1);
         let of_node = node.map(|node| self.learn_node(ticket, node, now));
         if self.changes.may_be_missed(ticket.newest, parent, &name) {
             return Trust::For(Duration::ZERO);
         }
         if let Some(child) = child {
             self.parents.put(child, (parent, name.clone()));
+            if has_no_other {
+                self.renamed.pop(&child);
+            }
         }
         let pending = self.own.is_changing(parent, &name);
         self.keep_name(parent, name, child, ticket.epoch, now);

@@ -106,7 +106,12 @@ fn conflict_name(name: &[u8], host: &str, stamp: i64) -> Vec<u8> {
     const MOST: usize = 255;
     let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
     let tail = format!(".conflict-{host}-{stamp}");
-    let kept = name.len().min(MOST - tail.len());
+    let mut kept = name.len().min(MOST - tail.len());
+    if let Ok(text) = std::str::from_utf8(name) {
+        while !text.is_char_boundary(kept) {
+            kept -= 1;
+        }
+    }
     [&name[..kept], tail.as_bytes()].concat()
 }
 
@@ -118,5 +123,6 @@ mod tests {
     fn conflict_copies_have_names_that_fit() {
         assert_eq!(conflict_name(b"a.txt", "desk.home", 7), b"a.txt.conflict-deskhome-7");
         assert_eq!(conflict_name(&[b'x'; 255], &"h".repeat(200), i64::MAX).len(), 255);
+        assert_eq!(conflict_name("\u{e9}".repeat(127).as_bytes(), "ho", 7).len(), 254, "no half of a character");
     }
 }
