@@ -1,5 +1,6 @@
 //! The program `swarm-seeder`: arguments, start, wait, drain.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -23,8 +24,10 @@ async fn run(flags: &Flags) -> ExitCode {
         Err(error) => return failed(&error, 78),
     };
     if flags.print_config {
-        print!("{}", to_toml(&config));
-        return ExitCode::SUCCESS;
+        return match io::stdout().write_all(to_toml(&config).as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&format!("write to standard output: {error}"), 1),
+        };
     }
     if let Err(error) = admin::init_log(&config.log, config.log_format) {
         return failed(&error, 78);

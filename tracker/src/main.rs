@@ -1,6 +1,7 @@
 //! `swarm-tracker`: arguments, build, run, drain.
 
 use std::io::ErrorKind::PermissionDenied;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,6 +14,7 @@ use swarm_tracker::{StartError, Tracker, TrackerConfig};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// As sysexits.h names them.
+const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 const CORRUPT: u8 = 65;
 const UNREACHABLE: u8 = 69;
@@ -32,8 +34,8 @@ fn main() -> ExitCode {
 fn run(flags: &Flags) -> Result<(), (u8, String)> {
     let config = TrackerConfig::load(flags, std::env::vars()).map_err(|error| (CONFIG, error.to_string()))?;
     if flags.print_config {
-        print!("{}", settings::to_toml(&config));
-        return Ok(());
+        let shown = io::stdout().write_all(settings::to_toml(&config).as_bytes());
+        return shown.map_err(|error| (FAILURE, format!("write to standard output: {error}")));
     }
     if config.data.is_none() {
         return Err((USAGE, "no folder for the catalog: give --data DIR, SWARM_DATA, or `data` in a file".to_owned()));

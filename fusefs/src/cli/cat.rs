@@ -16,6 +16,7 @@ use super::connect::Tool;
 use super::exit::{Exit, Failure, Outcome};
 use super::fetch::Fetcher;
 use super::name::escape;
+use super::problems::Problems;
 use super::show::Out;
 use super::tree::LastLink;
 
@@ -42,12 +43,19 @@ impl Cat {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let _stop = stop.clone().drop_guard();
         let fetcher = Fetcher::new(tool, &connection, self.read_timeout.0, &tasks, &stop);
-        let mut out = Out::new();
+        let (mut out, problems) = (Out::new(), Problems::default());
         for path in &self.paths {
-            let node = connection.need(path.as_bytes(), LastLink::Follow).await?;
-            copy(&fetcher, path.as_bytes(), &node, &mut out).await?;
+            let copied = async {
+                let node = connection.need(path.as_bytes(), LastLink::Follow).await?;
+                copy(&fetcher, path.as_bytes(), &node, &mut out).await
+            };
+            match copied.await {
+                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
+                copied => drop(problems.note(copied)),
+            }
         }
-        out.finish()
+        out.finish()?;
+        problems.conclude("files were not shown")
     }
 }
 

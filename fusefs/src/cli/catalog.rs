@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::connect::{Connection, Tool, tracker_failure};
 use super::exit::{Exit, Failure, Outcome};
-use super::show::Out;
+use super::show::{Out, say};
 use super::status::counted;
 
 /// Read at a time; what one part of an import carries.
@@ -107,8 +107,7 @@ async fn export_file(connection: &Connection, file: &Path) -> Outcome {
         }
     };
     std::fs::rename(&partial, file).map_err(failed)?;
-    println!("{}: {}", file.display(), counted(bytes, "byte"));
-    Ok(())
+    say(format!("{}: {}", file.display(), counted(bytes, "byte")))
 }
 
 async fn import(connection: &Connection, file: &Path, replace: bool) -> Outcome {
@@ -150,13 +149,13 @@ async fn import(connection: &Connection, file: &Path, replace: bool) -> Outcome 
             _ => failure,
         }
     })?;
-    println!(
+    say(format!(
         "{} and {} with {}, at revision {}",
         counted(reply.files, "file"),
         counted(reply.directories, "folder"),
         counted(reply.manifests, "manifest"),
         reply.revision
-    );
+    ))?;
     if reply.swarm_id != reply.file_swarm_id {
         eprintln!(
             "warning: the names are here, but this is still another swarm than the one they come from, and other seeders \

@@ -29,7 +29,7 @@ use super::fetch::{Fetcher, gone};
 use super::name::escape;
 use super::problems::Problems;
 use super::progress::Progress;
-use super::show::Out;
+use super::show::{Out, say};
 use super::status::counted;
 use super::target::{Present, Source, destinations};
 use super::tree::LastLink;
@@ -143,7 +143,7 @@ impl Get {
         let progress = Progress::bytes(Some(plan.bytes()), self.quiet);
         progress.follow(getting.tree(plan), || getting.position()).await?;
         if !self.quiet {
-            println!("{}", getting.summary());
+            say(getting.summary())?;
         }
         getting.problems.conclude("files and folders were not copied")
     }

@@ -12,6 +12,7 @@ use swarm_proto::v1::{Entry, Node, NodeKind};
 use super::connect::{Tool, tracker_failure};
 use super::exit::Outcome;
 use super::name::{JsonName, escape, hex};
+use super::problems::Problems;
 use super::show::{Out, columns};
 use super::tree::LastLink;
 
@@ -138,21 +139,27 @@ impl Ls {
     /// Run it.
     pub async fn run(self, tool: &Tool) -> Outcome {
         let connection = tool.connect()?;
-        let mut out = Out::new();
+        let (mut out, problems) = (Out::new(), Problems::default());
         let mut json: Vec<JsonNode> = Vec::new();
         let several = self.paths.len() > 1;
         for (index, path) in self.paths.iter().enumerate() {
             let path = path.as_bytes();
             let last = if self.long { LastLink::Itself } else { LastLink::Follow };
-            let node = connection.need(path, last).await?;
-            let folder = node.kind() == NodeKind::Directory;
-            let entries = match folder {
-                true => connection
-                    .tracker
-                    .read_dir(InodeNumber(node.inode))
-                    .await
-                    .map_err(|error| tracker_failure(escape(path), &error))?,
-                false => vec![Entry { name: path.to_vec().into(), node: Some(node) }],
+            let found = async {
+                let node = connection.need(path, last).await?;
+                if node.kind() != NodeKind::Directory {
+                    return Ok((false, vec![Entry { name: path.to_vec().into(), node: Some(node) }]));
+                }
+                let entries = connection.tracker.read_dir(InodeNumber(node.inode)).await;
+                Ok((true, entries.map_err(|error| tracker_failure(escape(path), &error))?))
+            };
+            let (folder, entries) = match found.await {
+                Ok(found) => found,
+                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
+                Err(failure) => {
+                    problems.add(failure);
+                    continue;
+                }
             };
             let nodes = entries.iter().filter_map(|entry| Some((&entry.name[..], entry.node.as_ref()?)));
             if self.json {
@@ -169,7 +176,8 @@ impl Ls {
         if self.json {
             out.json(&Listing { entries: json })?;
         }
-        out.finish()
+        out.finish()?;
+        problems.conclude("names were not shown")
     }
 
     fn text(&self, nodes: &[(&[u8], &Node)], out: &mut Out) -> Outcome {

@@ -126,8 +126,7 @@ fn run(cli: Cli) -> Outcome {
 fn run_tool(flags: &ToolFlags, command: Command) -> Outcome {
     let tool = Tool::new(flags)?;
     if flags.print_config {
-        print!("{}", tool.settings_text());
-        return Ok(());
+        return show::say(tool.settings_text().trim_end());
     }
     admin::init_log(tool.log_filter(), admin::LogFormat::Text).map_err(|error| Failure::new(Exit::Config, error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -21,6 +21,7 @@ use swarm_seeder::tracker_client::TrackerAddress;
 
 use super::connect::{Tool, ToolFlags, tracker_failure};
 use super::exit::{Exit, Failure, Outcome, of_io};
+use super::show;
 use crate::mount::{Mount, MountConfig, MountError};
 
 /// A log of the background grows up to this; then the next start puts it aside.
@@ -196,8 +197,7 @@ impl MountCommand {
         };
         let config = configure(source, &self.flags, shared)?;
         if shared.print_config {
-            print!("{}", settings::to_toml(&config));
-            return Ok(());
+            return show::say(settings::to_toml(&config).trim_end());
         }
         config.check().map_err(|error| Failure::new(Exit::Config, error))?;
         match self.foreground {
@@ -230,11 +230,17 @@ fn configure(source: Option<OsString>, flags: &MountFlags, shared: &ToolFlags) -
 fn foreground(config: &MountConfig, mountpoint: &Path) -> Outcome {
     begin_log(config)?;
     serve(config.clone(), mountpoint, |mount| {
-        for note in mount.notes() {
-            println!("swarmfs: {note}");
-        }
-        println!("{} is mounted at {}; Ctrl-C unmounts it", mount.source(), mount.mountpoint().display());
+        let is = format!("{} is mounted at {}; Ctrl-C unmounts it", mount.source(), mount.mountpoint().display());
+        tell(mount.notes(), &is);
     })
+}
+
+/// Say that a folder is mounted; it is, whether or not anybody hears it.
+fn tell(notes: &[String], is: &str) {
+    for note in notes {
+        drop(show::say(format!("swarmfs: {note}")));
+    }
+    drop(show::say(is));
 }
 
 fn begin_log(config: &MountConfig) -> Outcome {
@@ -263,9 +269,12 @@ fn serve(config: MountConfig, mountpoint: &Path, say: impl FnOnce(&Mount)) -> Ou
             () = mount.ended() => tracing::info!("unmounted by somebody else"),
             stopped = &mut stop => stopped.map_err(|error| Failure::io("wait for a signal", &error))?,
         }
-        let stopped = mount.unmount().await.map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
+        let stopped = tokio::select! {
+            stopped = mount.unmount() => stopped.map_err(|error| Failure::new(Exit::Failure, error.to_string()))?,
+            _ = admin::stop_requested() => Stopped::Forced,
+        };
         match stopped {
-            Stopped::Clean => tracing::info!("unmounted, everything is on disk"),
+            Stopped::Clean => tracing::info!("unmounted"),
             Stopped::Forced => tracing::warn!("unmounted; something that was still going on was cut off"),
         }
         Ok(())
@@ -317,10 +326,7 @@ fn background(config: MountConfig, mountpoint: &Path) -> Outcome {
     }
     match serde_json::from_str(&line) {
         Ok(Report::Mounted { at, source, notes }) => {
-            for note in notes {
-                println!("swarmfs: {note}");
-            }
-            println!("{source} is mounted at {0}; `swarmfs umount {0}` ends it", at.display());
+            tell(&notes, &format!("{source} is mounted at {0}; `swarmfs umount {0}` ends it", at.display()));
             Ok(())
         }
         Ok(Report::Failed { exit, message, hint }) => {

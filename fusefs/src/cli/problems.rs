@@ -35,6 +35,11 @@ impl Problems {
         }
     }
 
+    /// What came of one; what it is, if it is anything.
+    pub(crate) fn note<T>(&self, outcome: Outcome<T>) -> Option<T> {
+        outcome.map_err(|failure| self.add(failure)).ok()
+    }
+
     /// Name them on standard error; the command fails if there was one, with their code if they agree.
     pub(crate) fn conclude(&self, what: &str) -> Outcome {
         let found = std::mem::take(&mut *self.found.lock());

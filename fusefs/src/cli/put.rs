@@ -29,6 +29,7 @@ use super::mkdir::own;
 use super::name::escape;
 use super::problems::Problems;
 use super::progress::Progress;
+use super::show::say;
 use super::status::counted;
 use super::target::{Present, Source, destinations, folder_of, last_name};
 use super::tree::LastLink;
@@ -238,13 +239,13 @@ impl Put {
                 ),
                 _ => format!("; {}", counted(u64::from(wanted), "replica")),
             };
-            println!(
+            say(format!(
                 "{}, {}: {} sent, {} already there{replicas}",
                 counted(files, "file"),
                 ByteCount(bytes),
                 ByteCount(stats.sent_bytes),
                 ByteCount(stats.skipped_bytes),
-            );
+            ))?;
         }
         putting.problems.conclude("files and folders were not copied")
     }
@@ -275,7 +276,9 @@ pub(crate) fn upload_failure(what: &[u8], error: &swarm_seeder::swarm::upload::U
             "start one: swarm-seeder --tracker ADDRESS --data DIR; if seeders run and the tracker lost its catalog, \
              `swarmfs catalog import` comes first",
         ),
-        UploadError::Full { .. } => failure.hint("add a seeder, or remove files; `swarmfs peers` shows who has room"),
+        UploadError::Full { .. } => {
+            failure.hint("add a seeder, or give one a larger disk; `swarmfs peers` shows who has room")
+        }
         UploadError::TooFew { .. } => failure.hint("`swarmfs peers` shows which seeders are up"),
         _ => failure,
     }

@@ -12,13 +12,21 @@ pub(crate) struct Out {
     to: BufWriter<io::Stdout>,
     terminal: bool,
     gone: bool,
+    broken: bool,
+}
+
+/// One line to standard output, of what was done.
+pub(crate) fn say(text: impl AsRef<[u8]>) -> Outcome {
+    let mut out = Out::new();
+    out.line(text)?;
+    out.finish()
 }
 
 impl Out {
     pub(crate) fn new() -> Self {
         let stdout = io::stdout();
         let terminal = stdout.is_terminal();
-        Self { to: BufWriter::with_capacity(1 << 16, stdout), terminal, gone: false }
+        Self { to: BufWriter::with_capacity(1 << 16, stdout), terminal, gone: false, broken: false }
     }
 
     /// Bytes as they are. Errors: other than that the reader has gone.
@@ -56,6 +64,11 @@ impl Out {
         self.gone
     }
 
+    /// Whether nothing more can come of what a command would show: its output has ended, or nobody answers it.
+    pub(crate) fn is_in_vain(&self, failure: &Failure) -> bool {
+        self.gone || self.broken || failure.exit == super::exit::Exit::Unreachable
+    }
+
     /// Write out what is buffered.
     pub(crate) fn finish(&mut self) -> Outcome {
         if self.gone {
@@ -72,7 +85,10 @@ impl Out {
                 self.gone = true;
                 Ok(())
             }
-            Err(error) => Err(Failure::io("write to standard output", &error)),
+            Err(error) => {
+                self.broken = true;
+                Err(Failure::io("write to standard output", &error))
+            }
         }
     }
 }

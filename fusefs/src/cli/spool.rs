@@ -8,7 +8,7 @@ use swarm_proto::settings::ByteCount;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::name::escape;
-use super::show::{Out, columns};
+use super::show::{Out, columns, say};
 use crate::mount::status;
 use crate::write::spool::{self, Note, State};
 
@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// List, retry and discard what was written and could not be saved.
 ///
 /// States: `retrying`: its close failed, and the mount tries it once more when the last program has closed it; `failed`: that
-/// failed too; `saving`: it is being saved again; `interrupted`: the mount died before anybody asked for it to be saved.
+/// failed too; `saving`: it is being saved, now or when a mount has this spool; `interrupted`: the mount died before anybody asked for it to be saved.
 #[derive(Debug, Args)]
 pub struct SpoolCommand {
     #[command(subcommand)]
@@ -82,7 +82,11 @@ fn notes(folder: &Path) -> Outcome<Vec<Note>> {
 }
 
 fn list(folder: &Path, json: bool) -> Outcome {
-    let notes = notes(folder)?;
+    let failed = |error| Failure::io(folder.display(), &error);
+    let notes = spool::unsaved_in(folder).map_err(failed)?;
+    for what in spool::damage_in(folder, &notes).map_err(failed)? {
+        eprintln!("swarmfs: {what}");
+    }
     let mut out = Out::new();
     if json {
         out.json(&notes)?;
@@ -132,7 +136,7 @@ fn retry(folder: &Path, numbers: &[u64]) -> Outcome {
     let mut failed = None;
     for note in chosen {
         match wait_for(folder, note.number)? {
-            None => println!("{}: saved", note.path),
+            None => say(format!("{}: saved", note.path))?,
             Some(left) => {
                 let failure = match left.error {
                     Some(why) => Failure::new(Exit::Failure, format!("{}: {why}", left.path))

@@ -16,6 +16,7 @@ use super::exit::Outcome;
 use super::ls::{JsonNode, kind_name, mode_text, time_text};
 use super::name::{escape, hex};
 use super::peers::{kind_name as peer_kind_name, state_name};
+use super::problems::Problems;
 use super::show::Out;
 use super::status::counted;
 use super::tree::LastLink;
@@ -90,14 +91,25 @@ impl Stat {
     /// Run it.
     pub async fn run(self, tool: &Tool) -> Outcome {
         let connection = tool.connect()?;
-        let mut out = Out::new();
+        let (mut out, problems) = (Out::new(), Problems::default());
         let mut entries = Vec::new();
         for path in &self.paths {
             let path = path.as_bytes();
-            let node = connection.need(path, LastLink::Itself).await?;
-            let content = match node.kind() {
-                NodeKind::File => Some(content(&connection, path, &node).await?),
-                _ => None,
+            let found = async {
+                let node = connection.need(path, LastLink::Itself).await?;
+                let content = match node.kind() {
+                    NodeKind::File => Some(content(&connection, path, &node).await?),
+                    _ => None,
+                };
+                Ok((node, content))
+            };
+            let (node, content) = match found.await {
+                Ok(found) => found,
+                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
+                Err(failure) => {
+                    problems.add(failure);
+                    continue;
+                }
             };
             if !self.json {
                 self.text(path, &node, content.as_ref(), &mut out)?;
@@ -107,7 +119,8 @@ impl Stat {
         if self.json {
             out.json(&Listing { entries })?;
         }
-        out.finish()
+        out.finish()?;
+        problems.conclude("names were not shown")
     }
 
     fn text(&self, path: &[u8], node: &Node, content: Option<&Content>, out: &mut Out) -> Outcome {

@@ -179,7 +179,10 @@ fn warnings(status: &StatusReply) -> Vec<String> {
         ));
     }
     if status.capacity_bytes > 0 && status.free_bytes < status.capacity_bytes / 20 {
-        warnings.push(format!("only {} of room is left: add seeders or remove files", ByteCount(status.free_bytes)));
+        let left = ByteCount(status.free_bytes);
+        warnings.push(format!(
+            "only {left} of room is left: add seeders, or give them larger disks (removing gives none back yet)"
+        ));
     }
     warnings
 }

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::exit::{Exit, Failure, Outcome, of_io};
+use super::status::counted;
 use crate::mount::status::{self, MountStatus};
 use crate::mount::unmount::{UnmountError, WhenBusy, unmount};
+use crate::write::spool::notes_in;
 
 /// How long a mount may take to say who its process is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
@@ -54,10 +56,12 @@ impl UmountCommand {
         };
         unmounted.map_err(|error| failure(&error))?;
         let status = asked.ok().flatten();
-        if let Some(status) = status.filter(|status| status.ends_with_mount && !self.lazy) {
-            wait_for_end(status.pid);
+        let Some(status) = status.filter(|status| status.ends_with_mount && !self.lazy) else { return Ok(()) };
+        wait_for_end(&status);
+        match status.spool_dir {
+            Some(spool) => all_saved(folder, Path::new(&spool)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -70,7 +74,27 @@ fn status_of(folder: &Path) -> Result<Option<MountStatus>, RecvTimeoutError> {
     receiver.recv_timeout(STATUS_PATIENCE)
 }
 
-fn wait_for_end(pid: u32) {
+/// Errors: something that was written there is not saved.
+fn all_saved(folder: &Path, spool: &Path) -> Outcome {
+    let left = notes_in(spool).map_err(|error| Failure::io(spool.display(), &error))?.len();
+    if left == 0 {
+        return Ok(());
+    }
+    let left = counted(left as u64, "file");
+    Err(Failure::new(
+        Exit::Failure,
+        format!("{} is unmounted, but {left} that were written are not saved", folder.display()),
+    )
+    .hint(format!("`swarmfs spool list {}` shows them; a mount with this spool goes on with them", spool.display())))
+}
+
+fn wait_for_end(MountStatus { pid, unsaved_files, .. }: &MountStatus) {
+    if *unsaved_files > 0 {
+        eprintln!(
+            "swarmfs: waiting for {} to be saved; Ctrl-C leaves that to process {pid}",
+            counted(*unsaved_files, "file")
+        );
+    }
     let process = PathBuf::from(format!("/proc/{pid}"));
     let began = Instant::now();
     let ended = || {
@@ -79,7 +103,8 @@ fn wait_for_end(pid: u32) {
         stat.is_empty() || stat.rsplit(')').next().is_some_and(|after| after.trim_start().starts_with('Z'))
     };
     while !ended() {
-        if began.elapsed() > END_PATIENCE {
+        // A save ends by itself, in a file of the swarm or in a note of the spool.
+        if *unsaved_files == 0 && began.elapsed() > END_PATIENCE {
             eprintln!("swarmfs: unmounted, but its process {pid} is still writing its cache down");
             return;
         }

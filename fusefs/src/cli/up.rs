@@ -9,6 +9,7 @@ use swarm_proto::settings::ByteCount;
 
 use super::connect::{Tool, tracker_failure};
 use super::exit::{Exit, Failure, Outcome, of_io};
+use super::show;
 use super::status::counted;
 use crate::mount::MountError;
 use crate::mount::doctor::{Finding, System};
@@ -91,7 +92,7 @@ impl UpCommand {
             return Err(Failure::new(Exit::Interrupted, "interrupted"));
         }
         up.notes().iter().for_each(|note| eprintln!("swarmfs: {note}"));
-        greeting(&up, &state).iter().for_each(|line| println!("{line}"));
+        greeting(&up, &state).iter().for_each(|line| drop(show::say(line)));
         let outcome = wait(&up, asked).await;
         eprintln!("swarmfs: ending (a second Ctrl-C ends it at once)");
         let ended = tokio::select! {

@@ -131,6 +131,8 @@ pub struct FileSystem {
     counters: Counters,
     /// The tracker did not answer the watch.
     away: AtomicBool,
+    /// The mount ends: what is still being saved is cut off.
+    ending: AtomicBool,
     /// The newest revision at which a change of this mount was acknowledged.
     changed_at: AtomicU64,
     /// The name that was asked for in vain last, and until when the answer is the same.
@@ -162,6 +164,7 @@ impl FileSystem {
             status: OnceLock::new(),
             counters: Counters::new(),
             away: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             changed_at: AtomicU64::new(0),
             unanswered: Mutex::new(None),
             config,

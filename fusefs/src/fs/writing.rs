@@ -6,6 +6,7 @@
 
 mod conflict;
 mod copy;
+mod ending;
 mod joining;
 mod letting_go;
 mod owed;

@@ -397,7 +397,8 @@ impl Mount {
         self.session.ended().cancelled().await;
     }
 
-    /// Unmount, tell the trackers, let peers finish, make the cache durable. Ends within about 20 seconds.
+    /// Unmount, end what is being saved, tell the trackers, let peers finish, make the cache durable. Ends within about 20
+    /// seconds after the last save, each of which fails after `write_timeout` without progress.
     ///
     /// Errors: the folder is still mounted; all else is stopped.
     pub async fn unmount(self) -> Result<Stopped, UnmountError> {
@@ -405,11 +406,15 @@ impl Mount {
         let (path, device) = (self.mountpoint.clone(), self.device.clone());
         let unmounted = blocking(move || unmount::unmount_own(&path, &device)).await;
         let ended = tokio::time::timeout(SESSION_PATIENCE, self.session.ended().cancelled()).await;
+        if ended.is_ok() && unmounted.is_ok() {
+            self.fs.end_saves().await;
+        }
         let drained = self.peer.drain(DRAIN_PATIENCE).await;
         self.stop.cancel();
         self.tasks.close();
         let finished = tokio::time::timeout(TASKS_PATIENCE, self.tasks.wait()).await;
         unmounted?;
+        self.fs.tell_of_unsaved();
         Ok(match ended.is_ok() && finished.is_ok() {
             true => drained,
             false => Stopped::Forced,

@@ -63,6 +63,33 @@ pub fn notes_in(folder: &Path) -> io::Result<Vec<Note>> {
     Ok(notes)
 }
 
+/// The same, and what a mount that is there is saving for the first time: nobody else may touch that.
+pub fn unsaved_in(folder: &Path) -> io::Result<Vec<Note>> {
+    let saving = if is_used(folder) { note::first_saves_in(folder)? } else { Vec::new() };
+    let mut notes = notes_in(folder)?;
+    let noted: Vec<SpoolNumber> = notes.iter().map(|note| note.number).collect();
+    notes.extend(saving.into_iter().filter(|note| !noted.contains(&note.number)));
+    Ok(notes)
+}
+
+/// What lies in a spool and cannot be listed, in words: notes that cannot be read, bytes that no note tells of or that
+/// are gone.
+pub fn damage_in(folder: &Path, listed: &[Note]) -> io::Result<Vec<String>> {
+    let mut damage: Vec<String> = note::unreadable(folder)?
+        .into_iter()
+        .map(|(path, error)| format!("{}: a note that cannot be read, of unsaved bytes: {error}", path.display()))
+        .collect();
+    if !is_used(folder) {
+        let told = |path: &Path| listed.iter().any(|note| path == note::data_path(folder, note.number));
+        let strays =
+            note::strays(folder)?.into_iter().filter(|path| !told(path) && !path.with_extension("json").exists());
+        damage.extend(strays.map(|path| format!("{}: unsaved bytes, and no note of whose they are", path.display())));
+    }
+    let bare = listed.iter().filter(|note| !note::data_path(folder, note.number).exists());
+    damage.extend(bare.map(|note| format!("{}: its bytes are gone from {}", note.path, folder.display())));
+    Ok(damage)
+}
+
 /// Give up what is left of a file.
 pub fn remove(folder: &Path, number: SpoolNumber) -> io::Result<()> {
     note::remove(folder, number)

@@ -65,6 +65,38 @@ fn a_mount_goes_to_the_background_once_it_is_usable_and_umount_waits_for_its_end
 }
 
 #[test]
+fn umount_waits_for_what_is_being_saved_and_says_what_is_not() {
+    let mut swarm = Swarm::new(0);
+    let (folder, cache) = (swarm.folder("m"), swarm.folder("cache"));
+    let _detach = Detach(&folder);
+    let (address, at, cache) = (swarm.address(), folder.to_string_lossy(), cache.to_string_lossy());
+    let spool = format!("{cache}/spool");
+    let words = ["mount", "--writeback", "--write-timeout", "3s", "--cache-dir", &cache, "--listen", "127.0.0.1:0"];
+    let mount = || exit_and_error(&swarmfs(&[&words[..], &[&address, &at]].concat()));
+    assert_eq!(mount(), (0, String::new()));
+    std::fs::write(folder.join("file"), b"written while nobody could take it").unwrap();
+    let list = |of: &str| String::from_utf8(swarmfs(&["spool", "list", of]).stdout).unwrap();
+    eventually("what is being saved is listed", || list(&at).contains("saving") && list(&at).contains("/file"));
+    let (code, error) = exit_and_error(&swarmfs(&["umount", &at]));
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("waiting for 1 file") && error.contains("1 file that") && error.contains(&spool), "{error}");
+    assert!(list(&spool).contains("saving"), "the next mount goes on with it: {}", list(&spool));
+
+    swarm.add_seeder();
+    assert_eq!(mount(), (0, String::new()));
+    eventually("it is saved, unasked", || std::fs::read(folder.join("file")).is_ok_and(|bytes| bytes.len() == 34));
+    std::fs::write(folder.join("file"), b"and over").unwrap();
+    assert_eq!(exit_and_error(&swarmfs(&["umount", &at])).0, 0);
+    assert!(!list(&spool).contains("file"));
+
+    // What is damaged is told of.
+    std::fs::write(format!("{spool}/77.json"), b"{").unwrap();
+    std::fs::write(format!("{spool}/78.data"), b"bytes").unwrap();
+    let (code, error) = exit_and_error(&swarmfs(&["spool", "list", &spool]));
+    assert!(code == 0 && error.contains("77.json") && error.contains("78.data"), "{code} {error}");
+}
+
+#[test]
 fn what_a_killed_daemon_leaves_behind_is_cleared_by_the_next_mount() {
     let swarm = Swarm::new(1);
     swarm.publish("/file", b"content");

@@ -84,6 +84,12 @@ impl Swarm {
         }
     }
 
+    /// One more seeder.
+    pub(crate) fn add_seeder(&mut self) {
+        let seeder = self.runtime.block_on(seeder(&self.client, self.stop.clone()));
+        self.seeders.push(seeder);
+    }
+
     /// Bytes that each seeder keeps.
     pub(crate) fn kept_bytes(&self) -> Vec<u64> {
         self.seeders.iter().map(|seeder| seeder.store().usage().used_bytes).collect()

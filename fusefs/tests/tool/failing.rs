@@ -77,6 +77,46 @@ fn what_fails_is_named_and_the_rest_goes_on() {
 }
 
 #[test]
+fn what_is_there_is_shown_also_beside_what_is_not() {
+    let swarm = Swarm::start();
+    fs::write(swarm.path("f"), "here").unwrap();
+    swarm.run(&["put", "f", "/f"]);
+    for words in [&["cat"][..], &["stat"], &["stat", "--json"], &["ls"], &["ls", "-l"], &["ls", "--json"]] {
+        let words = [words, &["/gone", "/f", "/away"]].concat();
+        let output = swarm.try_run(&words);
+        let [out, said] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let shown = if words[0] == "cat" { "here" } else { "/f" };
+        assert_eq!(output.status.code(), Some(66), "{words:?}: {said}");
+        assert!(out.contains(shown) && said.contains("/gone") && said.contains("/away"), "{words:?}: {out} {said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_said_is_an_error_and_no_panic() {
+    let swarm = Swarm::start();
+    fs::write(swarm.path("f"), "here").unwrap();
+    let commands: [&[&str]; 6] = [
+        &["put", "f", "/f"],
+        &["get", "/f", "copy"],
+        &["cat", "/f", "/f"],
+        &["ls", "/"],
+        &["catalog", "export", "names"],
+        &["ls", "--print-config"],
+    ];
+    for words in commands {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = swarm.command().args(words).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("standard output"), "{words:?}: {said}");
+        // Who would have read it has gone.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = swarm.command().args(words).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_name_that_is_too_long_is_refused_by_name() {
     let swarm = Swarm::start();
     fs::write(swarm.path("f"), b"f").unwrap();

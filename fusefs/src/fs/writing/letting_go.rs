@@ -109,7 +109,11 @@ impl FileSystem {
             // A conflict copy has it, or somebody else saved it.
             return;
         }
-        let note = unsaved.note(State::Failed, Some(errno::words(error)));
+        let note = match self.is_ending() {
+            // Cut off: the next mount goes on with it.
+            true => unsaved.note(State::Saving, None),
+            false => unsaved.note(State::Failed, Some(errno::words(error))),
+        };
         match (note, unsaved.take_file()) {
             (Some(note), Some(file)) => match file.keep(&note) {
                 Ok(()) => tracing::error!(

@@ -140,7 +140,7 @@ impl Note {
     }
 }
 
-fn data_path(folder: &Path, number: SpoolNumber) -> PathBuf {
+pub(super) fn data_path(folder: &Path, number: SpoolNumber) -> PathBuf {
     folder.join(format!("{number}.data"))
 }
 
@@ -207,6 +207,22 @@ pub(super) fn retried_in(folder: &Path) -> io::Result<Vec<Note>> {
     let left = left_in(folder)?.into_iter();
     let failed = left.filter(|note| note.state == State::Saving && note.error.is_some());
     Ok(failed.map(|note| Note { state: State::Retrying, ..note }).collect())
+}
+
+/// What the mount that uses a folder is saving for the first time, as far as its journal tells.
+pub(super) fn first_saves_in(folder: &Path) -> io::Result<Vec<Note>> {
+    let left = left_in(folder)?.into_iter();
+    Ok(left.filter(|note| note.state == State::Saving && note.error.is_none()).collect())
+}
+
+/// Notes that cannot be read, each with what is wrong.
+pub(super) fn unreadable(folder: &Path) -> io::Result<Vec<(PathBuf, io::Error)>> {
+    let read = |path: &Path| std::fs::read(path).and_then(|text| Ok(serde_json::from_slice::<Note>(&text)?));
+    let wrong = |path: PathBuf| match read(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Some((path, error)),
+        _ => None,
+    };
+    Ok(numbered(folder, "json")?.into_iter().filter_map(|(_, path)| wrong(path)).collect())
 }
 
 /// Data files without a note.

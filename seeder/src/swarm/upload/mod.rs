@@ -80,7 +80,7 @@ pub enum UploadError {
     /// No seeder is up: start one.
     #[error("no seeder is up, so nothing can be stored")]
     NoSeeder,
-    /// Every seeder is full: add one, or remove files.
+    /// Every seeder is full: add one.
     #[error("the seeders are full: segment {segment} has {got} of {need} replicas", segment = .segment.id)]
     Full {
         /// The segment that found no room.
