@@ -19,7 +19,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// List, retry and discard what was written and could not be saved.
 ///
 /// States: `retrying`: its close failed, and the mount tries it once more when the last program has closed it; `failed`: that
-/// failed too; `saving`: it is being saved, now or when a mount has this spool; `interrupted`: the mount died before anybody asked for it to be saved.
+/// failed too; `saving`: it is being saved, now or when a mount has this spool; `interrupted`: the mount died before anybody
+/// asked for it to be saved.
 #[derive(Debug, Args)]
 pub struct SpoolCommand {
     #[command(subcommand)]

@@ -3,12 +3,12 @@
 //! An answer to `open` carries no attributes, and what reads by the kernel's own idea of the size alone (sendfile(2),
 //! copy_file_range(2), a page fault of a map) never asks for them: within an older size it would find the end of the
 //! file too early. And a name that another mount replaced or removed a moment ago still leads to the file that it
-//! named, which lives on where it is open, or has other names. To an answer of ESTALE the kernel looks the name up again, which tells it, and opens once more. A second
-//! ESTALE would come to the program, so whoever got one is answered.
+//! named, which lives on where it is open, or has other names. To an answer of ESTALE the kernel looks the name up
+//! again, which tells it, and opens once more. A second ESTALE would come to the program, so whoever got one is answered.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -77,8 +77,11 @@ impl FileSystem {
     }
 }
 
-/// Who was answered ESTALE to an open, and is to come again.
-pub(super) struct Retelling(Mutex<LruCache<(InodeNumber, u32), ()>>);
+/// How long who was sent back may take to come again; who comes later has found something else in between.
+const COMES_WITHIN: Duration = Duration::from_secs(60);
+
+/// Who was answered ESTALE to an open, and when.
+pub(super) struct Retelling(Mutex<LruCache<(InodeNumber, u32), Instant>>);
 
 impl Default for Retelling {
     fn default() -> Self {
@@ -87,11 +90,12 @@ impl Default for Retelling {
 }
 
 impl Retelling {
-    /// Whether to answer ESTALE to a thread that opens a file of which the kernel may believe that it has another size.
+    /// Whether to answer ESTALE to a thread that opens a file, or links to it, of which the kernel knows less than we do.
     ///
     /// Shape: 0 is a thread of which the kernel does not say which: it could not be told from others.
     pub(super) fn begin(&self, inode: InodeNumber, thread: u32) -> bool {
-        thread != 0 && self.0.lock().put((inode, thread), ()).is_none()
+        let last = || self.0.lock().put((inode, thread), Instant::now());
+        thread != 0 && last().is_none_or(|last| last.elapsed() > COMES_WITHIN)
     }
 
     /// A thread opens a file; this was its second try, if there was a first.

@@ -85,7 +85,9 @@ pub fn damage_in(folder: &Path, listed: &[Note]) -> io::Result<Vec<String>> {
             note::strays(folder)?.into_iter().filter(|path| !told(path) && !path.with_extension("json").exists());
         damage.extend(strays.map(|path| format!("{}: unsaved bytes, and no note of whose they are", path.display())));
     }
-    let bare = listed.iter().filter(|note| !note::data_path(folder, note.number).exists());
+    // Both go when it is saved, the note last.
+    let is_bare = |number| !note::data_path(folder, number).exists() && note::path_of(folder, number).exists();
+    let bare = listed.iter().filter(|note| is_bare(note.number));
     damage.extend(bare.map(|note| format!("{}: its bytes are gone from {}", note.path, folder.display())));
     Ok(damage)
 }

@@ -144,7 +144,7 @@ pub(super) fn data_path(folder: &Path, number: SpoolNumber) -> PathBuf {
     folder.join(format!("{number}.data"))
 }
 
-fn path_of(folder: &Path, number: SpoolNumber) -> PathBuf {
+pub(super) fn path_of(folder: &Path, number: SpoolNumber) -> PathBuf {
     folder.join(format!("{number}.json"))
 }
 
