@@ -4,8 +4,10 @@
 //! the one under [`REVISION_KEY`] are here; of newer ones there may be some writes, which their journal
 //! repeats.
 
+use std::io;
 use std::ops::Bound;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use swarm_proto::Revision;
@@ -22,6 +24,8 @@ const STAMP_BYTES: usize = 8;
 /// See [`crate::store::MAX_VALUE_BYTES`].
 const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long to wait for threads of sled that have its files open after the database was dropped.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(30);
 /// Writes of one batch: sled keeps its log's buffers in memory until a batch is whole.
 const BATCH: usize = 1024;
 
@@ -34,14 +38,22 @@ pub(super) struct Database {
 impl Database {
     pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
         let folder = folder.join("sled");
-        let sled = sled::Config::new()
+        let config = sled::Config::new()
             .path(&folder)
             .mode(sled::Mode::HighThroughput)
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|error| from_sled("open sled", error))?;
+            .flush_every_ms(None);
+        let give_up = Instant::now() + CLOSING_PATIENCE;
+        let sled = loop {
+            match config.open() {
+                // The catalog's own lock is held by now: this is a database of this process on its way out.
+                Err(sled::Error::Io(error)) if is_lock(&error) && Instant::now() < give_up => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => break other.map_err(|error| from_sled("open sled", error))?,
+            }
+        };
         Ok(Self { sled, folder })
     }
 
@@ -119,6 +131,10 @@ impl Database {
             },
         }
     }
+}
+
+fn is_lock(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
 }
 
 fn stamp(revision: Revision, value: &[u8]) -> Vec<u8> {

@@ -3,9 +3,13 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::store::StoreError;
 
+/// How long to wait for whoever has the folder: a process on its way out.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Written by this program. Format 1 had no journals; it is opened, and is this one from then on.
 const VERSION_TEXT: &str = "swarm-catalog 2\n";
 const WITHOUT_JOURNALS: &str = "swarm-catalog 1\n";
@@ -21,10 +25,14 @@ pub(super) fn take(folder: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(folder.join("LOCK"))
         .map_err(StoreError::io("open LOCK"))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
-        Err(TryLockError::Error(error)) => return Err(StoreError::io("lock LOCK")(error)),
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock LOCK")(error)),
+        }
     }
     check_version(folder)?;
     Ok(lock)

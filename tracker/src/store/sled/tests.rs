@@ -55,6 +55,24 @@ async fn a_second_process_is_told_that_the_folder_is_in_use() {
 }
 
 #[tokio::test]
+async fn who_is_on_its_way_out_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()).await.unwrap());
+    for file in ["LOCK", "sled/db"] {
+        let held = File::open(folder.path().join(file)).unwrap();
+        held.lock().unwrap();
+        let opening = tokio::spawn({
+            let folder = folder.path().to_owned();
+            async move { open(&folder).await.map(drop) }
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!opening.is_finished(), "{file} was not waited for");
+        drop(held);
+        opening.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn another_format_and_a_foreign_folder_are_refused_and_untouched() {
     let newer = tempfile::tempdir().unwrap();
     fs::write(newer.path().join("VERSION"), "swarm-catalog 3\n").unwrap();
