@@ -49,10 +49,8 @@ impl Cat {
                 let node = connection.need(path.as_bytes(), LastLink::Follow).await?;
                 copy(&fetcher, path.as_bytes(), &node, &mut out).await
             };
-            match copied.await {
-                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
-                copied => drop(problems.note(copied)),
-            }
+            let copied = copied.await;
+            problems.note(copied, &out)?;
         }
         out.finish()?;
         problems.conclude("files were not shown")

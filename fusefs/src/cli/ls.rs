@@ -153,14 +153,7 @@ impl Ls {
                 let entries = connection.tracker.read_dir(InodeNumber(node.inode)).await;
                 Ok((true, entries.map_err(|error| tracker_failure(escape(path), &error))?))
             };
-            let (folder, entries) = match found.await {
-                Ok(found) => found,
-                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
-                Err(failure) => {
-                    problems.add(failure);
-                    continue;
-                }
-            };
+            let Some((folder, entries)) = problems.note(found.await, &out)? else { continue };
             let nodes = entries.iter().filter_map(|entry| Some((&entry.name[..], entry.node.as_ref()?)));
             if self.json {
                 json.extend(nodes.map(|(name, node)| JsonNode::new(name, node)));

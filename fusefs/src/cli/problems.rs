@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::show::Out;
 
 /// Most failures that are named; the rest is counted.
 const MOST_NAMED: usize = 200;
@@ -35,9 +36,18 @@ impl Problems {
         }
     }
 
-    /// What came of one; what it is, if it is anything.
-    pub(crate) fn note<T>(&self, outcome: Outcome<T>) -> Option<T> {
-        outcome.map_err(|failure| self.add(failure)).ok()
+    /// What came of one that is shown on `out`; None: it failed, the command goes on with the next.
+    ///
+    /// Errors: nobody takes what is written there, so that the rest is in vain.
+    pub(crate) fn note<T>(&self, outcome: Outcome<T>, out: &Out) -> Outcome<Option<T>> {
+        match outcome {
+            Ok(found) => Ok(Some(found)),
+            Err(failure) if out.is_in_vain(&failure) => Err(failure),
+            Err(failure) => {
+                self.add(failure);
+                Ok(None)
+            }
+        }
     }
 
     /// Name them on standard error; the command fails if there was one, with their code if they agree.

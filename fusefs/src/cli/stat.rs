@@ -103,14 +103,7 @@ impl Stat {
                 };
                 Ok((node, content))
             };
-            let (node, content) = match found.await {
-                Ok(found) => found,
-                Err(failure) if out.is_in_vain(&failure) => return Err(failure),
-                Err(failure) => {
-                    problems.add(failure);
-                    continue;
-                }
-            };
+            let Some((node, content)) = problems.note(found.await, &out)? else { continue };
             if !self.json {
                 self.text(path, &node, content.as_ref(), &mut out)?;
             }

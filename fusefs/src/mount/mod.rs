@@ -3,6 +3,7 @@
 //! The command line (`cli/mount.rs`) and `swarmfs up` both start one here. Invariant: a start that fails
 //! leaves no mount, no task and no listening socket behind.
 
+mod cache;
 mod config;
 mod content;
 mod dead;

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
-use rustix::fs::{FlockOperation, flock};
 use swarm_proto::admin::{self, Readiness};
-use swarm_proto::{MAX_SEGMENT_BYTES, PeerId, SegmentId, SwarmId};
+use swarm_proto::{MAX_SEGMENT_BYTES, SegmentId, SwarmId};
 use swarm_seeder::announcer::Binding;
 use swarm_seeder::peer::{Peer, PeerConfig, PeerError, Stopped};
 use swarm_seeder::store::StoreError;
-use swarm_seeder::store::cache::{CacheConfig, CacheStore};
+use swarm_seeder::store::cache::CacheStore;
 use swarm_seeder::swarm::upload::{UploadConfig, Uploader};
 use swarm_seeder::swarm::{Swarm, SwarmConfig};
 use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
@@ -20,6 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cache;
 use super::config::MountConfig;
 use super::content::EngineContent;
 use super::doctor::{Finding, System};
@@ -37,9 +37,6 @@ use crate::fuse::{Runtimes, Session, SessionConfig};
 use crate::read::{ReadConfig, ReadEngine, SentOrElse};
 use crate::write::{Debts, Spool};
 
-/// How long the cache of a mount that is just ending is waited for.
-const CACHE_PATIENCE: Duration = Duration::from_secs(5);
-const CACHE_POLL: Duration = Duration::from_millis(50);
 /// How long changes are waited for before the folder is shown; without them it works, only slower.
 const LIVE_PATIENCE: Duration = Duration::from_secs(2);
 const LIVE_POLL: Duration = Duration::from_millis(5);
@@ -49,8 +46,6 @@ const SESSION_PATIENCE: Duration = Duration::from_secs(2);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the rest may take: the cache makes its last bits durable.
 const TASKS_PATIENCE: Duration = Duration::from_secs(10);
-/// File in the cache's folder that says who this peer is.
-const PEER_ID: &str = "peer-id";
 /// Folder in the cache's in which unsaved bytes lie.
 const SPOOL: &str = "spool";
 /// Folder in the spool's in which lies what seeders lack of what is saved.
@@ -62,7 +57,7 @@ const UNASKED_BYTES: u64 = 64 * 1024;
 /// What is kept in memory of the bytes of such files: they are often read soon after they were written.
 const RECENT_BYTES: usize = 32 << 20;
 /// Bytes of the spool's disk that are never used.
-const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
+pub(super) const SPOOL_FLOOR_BYTES: u64 = 64 << 20;
 
 /// Why a mount did not start.
 #[derive(Debug, thiserror::Error)]
@@ -210,8 +205,8 @@ impl Mount {
         let (stop, tasks) = (undo.stop.clone(), undo.tasks.clone());
         let registry = Registry::new();
         let cache_dir = config.cache_folder(&address, &prepared.path, |name| std::env::var_os(name).map(PathBuf::from));
-        let cache = open_cache(&config, &cache_dir).await?;
-        let me = peer_id(&cache_dir)
+        let cache = cache::open(&config, &cache_dir).await?;
+        let me = cache::peer_id(&cache_dir)
             .map_err(|source| StoreError::Io { doing: "remember who this peer is", source: Arc::new(source) })?;
 
         let (names_runtime, names) = NamesRuntime::start()?;
@@ -529,7 +524,7 @@ fn status(
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -547,55 +542,4 @@ fn only(ours: SwarmId, tracker: TrackerAddress) -> Binding {
         });
         Box::pin(std::future::ready(other.map_or(Ok(()), Err)))
     })
-}
-
-/// Open the cache, waiting a moment for a mount that is just ending.
-async fn open_cache(config: &MountConfig, folder: &Path) -> Result<Arc<CacheStore>, StoreError> {
-    let began = Instant::now();
-    loop {
-        let cache = CacheConfig {
-            dir: folder.to_owned(),
-            size: config.cache_size,
-            free_space_ratio: config.free_space_ratio,
-            spare_bytes: if config.read_only || config.spool_dir.is_some() { 0 } else { 2 * SPOOL_FLOOR_BYTES },
-        };
-        match blocking(move || CacheStore::open(cache)).await {
-            Err(StoreError::Unusable(_)) if is_locked(folder) && began.elapsed() < CACHE_PATIENCE => {
-                tokio::time::sleep(CACHE_POLL).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-fn is_locked(folder: &Path) -> bool {
-    let Ok(lock) = std::fs::File::open(folder.join("LOCK")) else { return false };
-    flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
-}
-
-/// Who this peer is: the same over restarts, as its cache is.
-fn peer_id(folder: &Path) -> std::io::Result<PeerId> {
-    let path = folder.join(PEER_ID);
-    if let Some(id) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(id);
-    }
-    let id = PeerId::random();
-    let partial = folder.join(format!("{PEER_ID}.new"));
-    std::fs::write(&partial, format!("{id}\n"))?;
-    std::fs::rename(partial, path)?;
-    Ok(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peer_stays_who_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let id = peer_id(folder.path()).unwrap();
-        assert_eq!(peer_id(folder.path()).unwrap(), id);
-        std::fs::write(folder.path().join(PEER_ID), "junk").unwrap();
-        assert_ne!(peer_id(folder.path()).unwrap(), id);
-    }
 }

@@ -296,7 +296,7 @@ fn with_the_tracker_gone_open_files_go_on_and_the_rest_fails_in_time() {
         let mut swarm = Swarm::new(1);
         let bytes = noise(6, 1_000_000);
         swarm.publish("/file", &bytes);
-        let config = MountConfig { offline_ok, ..swarm.config("cache") };
+        let config = MountConfig { offline_ok, ..swarm.impatient("cache") };
         // Longer than the swarm's borrow: it outlives the tracker, not the swarm.
         let folder = swarm.folder("m");
         let mount = swarm.block_on(swarm_fusefs::mount::Mount::start(config, &folder, false)).unwrap();

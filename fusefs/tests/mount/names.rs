@@ -376,7 +376,7 @@ fn changes_without_a_tracker_fail_in_time() {
     let mut swarm = Swarm::new(0);
     swarm.make_folder("/folder");
     let folder = swarm.folder("m");
-    let config = MountConfig { offline_ok: true, ..swarm.config("cache") };
+    let config = MountConfig { offline_ok: true, ..swarm.impatient("cache") };
     let mount = swarm.block_on(swarm_fusefs::mount::Mount::start(config, &folder, false)).unwrap();
     assert!(!folder.join("folder/new").exists());
     swarm.stop_tracker();

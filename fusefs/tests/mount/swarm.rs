@@ -194,10 +194,15 @@ impl Swarm {
             tracker: self.address(),
             cache_dir: Some(self.folder(cache)),
             listen: ([127, 0, 0, 1], 0).into(),
-            read_timeout: Span(Duration::from_secs(10)),
-            metadata_timeout: Span(Duration::from_secs(2)),
             ..MountConfig::default()
         }
+    }
+
+    /// For a tracker that goes away. One that is there may take longer to answer: a disk that syncs for others keeps
+    /// it for more than a second.
+    pub(crate) fn impatient(&self, cache: &str) -> MountConfig {
+        let (read_timeout, metadata_timeout) = (Span(Duration::from_secs(10)), Span(Duration::from_secs(2)));
+        MountConfig { read_timeout, metadata_timeout, ..self.config(cache) }
     }
 
     pub(crate) fn mount(&self, name: &str) -> Mounted<'_> {

@@ -54,21 +54,20 @@ async fn a_second_process_is_told_that_the_folder_is_in_use() {
     drop(first);
 }
 
-#[tokio::test]
-async fn who_is_on_its_way_out_is_waited_for() {
+#[test]
+fn who_is_on_its_way_out_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    drop(open(folder.path()).await.unwrap());
+    drop(open_alone(folder.path()));
     for file in ["LOCK", "sled/db"] {
         let held = File::open(folder.path().join(file)).unwrap();
         held.lock().unwrap();
-        let opening = tokio::spawn({
-            let folder = folder.path().to_owned();
-            async move { open(&folder).await.map(drop) }
-        });
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let path = folder.path().to_owned();
+        let opening = std::thread::spawn(move || drop(open_alone(&path)));
+        // Long enough to be refused.
+        std::thread::sleep(Duration::from_millis(200));
         assert!(!opening.is_finished(), "{file} was not waited for");
         drop(held);
-        opening.await.unwrap().unwrap();
+        opening.join().unwrap();
     }
 }
 
