@@ -88,7 +88,7 @@ impl FileSystem {
         if let Some((node, trust)) = known.clone()
             && is_good(trust)
         {
-            return Some(self.found(Some(node), trust));
+            return (!self.is_nobodys(&node)).then(|| self.found(Some(node), trust));
         }
         // A reader of an open file must not wait for a tracker that is away: the kernel asks for the size
         // whenever a read comes near the end.
@@ -110,7 +110,17 @@ impl FileSystem {
     /// Errors: [`Errno::STALE`] if it is gone and not open; the kernel then looks its name up again.
     pub async fn attributes(&self, inode: InodeNumber) -> Result<Found, Errno> {
         let (node, trust) = self.node(inode).await?;
-        Ok(self.found(Some(node), trust))
+        match self.is_nobodys(&node) {
+            // Somebody else has it open. Who asks here goes by a name that leads to another by now, or to nothing; told
+            // that there are no links, the kernel would refuse by itself to make one.
+            true => Err(self.is_gone(inode)),
+            false => Ok(self.found(Some(node), trust)),
+        }
+    }
+
+    /// Whether neither a name leads to a file, nor a process of this mount has it open.
+    fn is_nobodys(&self, node: &Node) -> bool {
+        node.links == 0 && self.open.opened(node.inode).is_none()
     }
 
     /// Where a symlink points.

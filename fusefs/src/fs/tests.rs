@@ -169,6 +169,21 @@ async fn a_file_that_is_gone_is_stale_unless_it_is_open() {
 }
 
 #[tokio::test]
+async fn a_file_without_a_name_that_only_others_have_open_is_stale() {
+    let bench = Bench::new(false).await;
+    let inode = bench.swarm.make(ROOT, "file", Kind::File);
+    bench.swarm.write(inode, b"one");
+    bench.fs.lookup(ROOT, Bytes::from("file")).await.unwrap();
+    assert_eq!(bench.fs.attributes(inode).await.unwrap().node.unwrap().links, 1);
+    bench.swarm.unname(inode);
+    bench.until("that is pushed", |bench| bench.fs.attributes_known(inode).is_none()).await;
+    for _ in 0..2 {
+        assert_eq!(bench.fs.attributes(inode).await.err(), Some(Errno::STALE));
+        assert!(bench.fs.attributes_known(inode).is_none(), "it is asked for anew");
+    }
+}
+
+#[tokio::test]
 async fn without_pushed_changes_the_kernel_keeps_nothing_for_long() {
     let bench = Bench::new(false).await;
     bench.swarm.make(ROOT, "a", Kind::File);

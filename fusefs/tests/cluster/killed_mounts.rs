@@ -56,19 +56,36 @@ fn is_mounted(folder: &Path) -> bool {
 /// who makes a file there, and waits for the mount. Returns who makes the file.
 fn kill_where_it_hangs(swarm: &Swarm, mount: &mut Mounted) -> JoinHandle<std::io::Result<File>> {
     let pid = mount.daemon.pid();
-    eventually("the folder shows what others make", Duration::from_secs(10), || {
-        // Each name is told to the kernel twice, the second time a second after the first.
-        swarm.cli(&["mkdir", &format!("/{}", rand::random::<u32>())]);
-        std::fs::read_dir(&mount.folder).is_ok_and(|mut entries| entries.next().is_some())
-    });
-    swarm.tracker.signal("STOP");
-    let new = mount.path("new");
-    let making = std::thread::spawn(move || File::create(new));
-    eventually("it waits in the kernel", Duration::from_secs(8), || states(pid, "tell-kernel") == ['D']);
+    let making = (0..10).find_map(|_| make_where_it_hangs(swarm, mount)).expect("it never waited in the kernel");
     mount.daemon.signal("KILL");
     eventually("it is killed", Duration::from_secs(5), || states(pid, "swarmfs").contains(&'Z'));
     assert_eq!(states(pid, "tell-kernel"), ['D'], "it ended by itself: this shows nothing");
     making
+}
+
+/// Have a file made that the tracker, which is stopped, says nothing of, while the mount tells the kernel of names.
+fn make_where_it_hangs(swarm: &Swarm, mount: &Mounted) -> Option<JoinHandle<std::io::Result<File>>> {
+    let pid = mount.daemon.pid();
+    let shown = || std::fs::read_dir(&mount.folder).map_or(0, Iterator::count);
+    let before = shown();
+    // Each name is told to the kernel twice, the second time a second after the first.
+    let names: Vec<String> = (0..20).map(|_| format!("/{}", rand::random::<u64>())).collect();
+    swarm.cli(&[&["mkdir"], &names.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    eventually("the folder shows what others make", Duration::from_secs(10), || shown() > before);
+    swarm.tracker.signal("STOP");
+    let new = mount.path(&format!("new-{before}"));
+    let making = std::thread::spawn(move || File::create(new));
+    let began = Instant::now();
+    while states(pid, "tell-kernel") != ['D'] {
+        if began.elapsed() > Duration::from_secs(3) {
+            // The kernel had been told of all of them by then.
+            swarm.tracker.signal("CONT");
+            drop(making.join().unwrap());
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Some(making)
 }
 
 #[test]
