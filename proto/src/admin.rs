@@ -88,7 +88,12 @@ pub fn init_log(filter: &str, format: LogFormat) -> Result<(), String> {
     let filter = EnvFilter::try_new(format!("fuser::session=error,fuser::reply=off,{filter}"))
         .map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        // It would tell standard error that this cannot be written to, and panic where that fails: on a full disk.
+        .log_internal_errors(false);
     let set = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -57,6 +57,7 @@ async fn run(flags: &Flags) -> ExitCode {
 }
 
 fn failed(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("swarm-seeder: {error}");
+    // The exit code says it as well, to whoever does not hear this.
+    drop(writeln!(io::stderr(), "swarm-seeder: {error}"));
     ExitCode::from(code)
 }

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
-            eprintln!("swarm-tracker: {message}");
+            // The exit code says it as well, to whoever does not hear this.
+            drop(writeln!(io::stderr(), "swarm-tracker: {message}"));
             ExitCode::from(code)
         }
     }

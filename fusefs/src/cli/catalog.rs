@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::connect::{Connection, Tool, tracker_failure};
 use super::exit::{Exit, Failure, Outcome};
-use super::show::{Out, say};
+use super::show::{Out, say, warn};
 use super::status::counted;
 
 /// Read at a time; what one part of an import carries.
@@ -157,10 +157,10 @@ async fn import(connection: &Connection, file: &Path, replace: bool) -> Outcome 
         reply.revision
     ))?;
     if reply.swarm_id != reply.file_swarm_id {
-        eprintln!(
+        warn(
             "warning: the names are here, but this is still another swarm than the one they come from, and other seeders \
              have joined it: seeders of that one are not let in. To bring that swarm back, import the file into an empty \
-             tracker (one with a new --data folder) before any seeder joins it"
+             tracker (one with a new --data folder) before any seeder joins it",
         );
     }
     Ok(())

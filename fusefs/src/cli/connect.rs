@@ -10,6 +10,7 @@ use swarm_proto::{CHUNK_BYTES, DEFAULT_SEGMENT_BYTES, MAX_SEGMENT_BYTES};
 use swarm_seeder::tracker_client::{TrackerAddress, TrackerClient, TrackerClientConfig, TrackerError};
 
 use super::exit::{Exit, Failure, Outcome, of_fault};
+use super::show::warn;
 use crate::up::state::StateFolder;
 
 /// Flags that all commands share.
@@ -147,7 +148,7 @@ impl Tool {
                     .hint("give --tracker swarm://HOST:7070, set SWARM_TRACKER, or start one here: `swarmfs up DIR`")
             })?;
         if self.verbose {
-            eprintln!("swarmfs: using {address}, which `swarmfs up` runs from {}", state.path.display());
+            warn(format!("using {address}, which `swarmfs up` runs from {}", state.path.display()));
         }
         Ok(address)
     }

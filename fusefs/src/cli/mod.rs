@@ -106,7 +106,7 @@ pub fn main(cli: Cli) -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("swarmfs: {failure}");
+            show::warn(&failure);
             failure.exit.into()
         }
     }

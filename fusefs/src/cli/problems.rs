@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 
 use super::exit::{Exit, Failure, Outcome};
-use super::show::Out;
+use super::show::{Out, warn};
 
 /// Most failures that are named; the rest is counted.
 const MOST_NAMED: usize = 200;
@@ -58,7 +58,7 @@ impl Problems {
             return Err(only.clone());
         }
         for failure in &found.named {
-            eprintln!("swarmfs: {}", failure.message);
+            warn(&failure.message);
         }
         Err(Failure::new(exit, format!("{} {what}", found.count)))
     }

@@ -1,5 +1,6 @@
 //! Output: JSON or text, escaped for terminals, and quiet when the reader has gone.
 
+use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 
 use serde::Serialize;
@@ -20,6 +21,11 @@ pub(crate) fn say(text: impl AsRef<[u8]>) -> Outcome {
     let mut out = Out::new();
     out.line(text)?;
     out.finish()
+}
+
+/// One line to standard error. The exit code says it as well, to whoever does not hear this.
+pub(crate) fn warn(text: impl Display) {
+    drop(writeln!(io::stderr(), "swarmfs: {text}"));
 }
 
 impl Out {

@@ -8,7 +8,8 @@ use swarm_proto::settings::ByteCount;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::name::escape;
-use super::show::{Out, columns, say};
+use super::problems::Problems;
+use super::show::{Out, columns, say, warn};
 use crate::mount::status;
 use crate::write::spool::{self, Note, State};
 
@@ -86,7 +87,7 @@ fn list(folder: &Path, json: bool) -> Outcome {
     let failed = |error| Failure::io(folder.display(), &error);
     let notes = spool::unsaved_in(folder).map_err(failed)?;
     for what in spool::damage_in(folder, &notes).map_err(failed)? {
-        eprintln!("swarmfs: {what}");
+        warn(what);
     }
     let mut out = Out::new();
     if json {
@@ -118,41 +119,38 @@ fn state_name(state: State) -> &'static str {
     }
 }
 
-fn chosen(folder: &Path, numbers: &[u64]) -> Outcome<Vec<Note>> {
-    let all = notes(folder)?;
-    if let Some(missing) = numbers.iter().find(|number| !all.iter().any(|note| note.number == **number)) {
-        return Err(Failure::new(Exit::NotFound, format!("{missing}: no such file in {}", folder.display()))
-            .hint("`swarmfs spool list` shows those that there are"));
-    }
-    Ok(all.into_iter().filter(|note| numbers.is_empty() || numbers.contains(&note.number)).collect())
-}
-
 fn retry(folder: &Path, numbers: &[u64]) -> Outcome {
-    let chosen = chosen(folder, numbers)?;
+    let problems = Problems::default();
+    let all = notes(folder)?;
+    for number in numbers.iter().filter(|number| !all.iter().any(|note| note.number == **number)) {
+        problems.add(no_such(folder, *number));
+    }
+    let is_chosen = |note: &Note| numbers.is_empty() || numbers.contains(&note.number);
+    let chosen: Vec<Note> = all.into_iter().filter(is_chosen).collect();
     // What the mount tries by itself is its own: two savers of one file would be in each other's way.
     for note in chosen.iter().filter(|note| note.state != State::Retrying) {
         let again = Note { state: State::Saving, error: None, ..note.clone() };
         again.write(folder).map_err(|error| Failure::io(folder.display(), &error))?;
     }
-    let mut failed = None;
     for note in chosen {
-        match wait_for(folder, note.number)? {
-            None => say(format!("{}: saved", note.path))?,
-            Some(left) => {
-                let failure = match left.error {
-                    Some(why) => Failure::new(Exit::Failure, format!("{}: {why}", left.path))
-                        .hint("its bytes are still there; the log of the mount may say more"),
-                    None => Failure::new(Exit::Failure, format!("{}: no mount takes it up", left.path))
-                        .hint("its bytes are still there; a mount with this spool must run for a retry"),
-                };
-                match failed {
-                    None => failed = Some(failure),
-                    Some(_) => eprintln!("swarmfs: {failure}"),
-                }
-            }
-        }
+        let Some(left) = wait_for(folder, note.number)? else {
+            say(format!("{}: saved", escape(note.path.as_bytes())))?;
+            continue;
+        };
+        let why = left.error.as_deref().unwrap_or("no mount takes it up");
+        let failure = Failure::new(Exit::Failure, format!("{}: {why}", escape(left.path.as_bytes())));
+        problems.add(match (spool::has_bytes(folder, left.number), &left.error) {
+            (false, _) => failure.hint("its bytes are gone; `swarmfs spool discard` gives it up"),
+            (true, Some(_)) => failure.hint("its bytes are still there; the log of the mount may say more"),
+            (true, None) => failure.hint("its bytes are still there; a mount with this spool must run for a retry"),
+        });
     }
-    failed.map_or(Ok(()), Err)
+    problems.conclude("files were not saved")
+}
+
+fn no_such(folder: &Path, number: u64) -> Failure {
+    Failure::new(Exit::NotFound, format!("{number}: no such file in {}", folder.display()))
+        .hint("`swarmfs spool list` shows those that there are")
 }
 
 /// What is left of a file once the mount has tried; none: nothing.
@@ -174,14 +172,30 @@ fn wait_for(folder: &Path, number: u64) -> Outcome<Option<Note>> {
 }
 
 fn discard(folder: &Path, numbers: &[u64]) -> Outcome {
-    let mut out = Out::new();
-    for note in chosen(folder, numbers)? {
-        if matches!(note.state, State::Saving | State::Retrying) && spool::is_used(folder) {
-            return Err(Failure::new(Exit::Failure, format!("{}: the mount is saving it now", note.path))
+    let (mut out, problems) = (Out::new(), Problems::default());
+    for number in numbers {
+        let discarded = discard_one(folder, *number);
+        if let Some(what) = problems.note(discarded, &out)? {
+            out.line(format!("{what}: discarded"))?;
+        }
+    }
+    out.finish()?;
+    problems.conclude("files were not discarded")
+}
+
+/// Returns what it was.
+fn discard_one(folder: &Path, number: u64) -> Outcome<String> {
+    let failed = |error| Failure::io(folder.display(), &error);
+    let what = match notes(folder)?.into_iter().find(|note| note.number == number) {
+        Some(note) if matches!(note.state, State::Saving | State::Retrying) && spool::is_used(folder) => {
+            let path = escape(note.path.as_bytes());
+            return Err(Failure::new(Exit::Failure, format!("{path}: the mount is saving it now"))
                 .hint("wait until `swarmfs spool list` says `failed`, or stop the mount"));
         }
-        spool::remove(folder, note.number).map_err(|error| Failure::io(folder.display(), &error))?;
-        out.line(format!("{}: discarded", escape(note.path.as_bytes())))?;
-    }
-    out.finish()
+        Some(note) => escape(note.path.as_bytes()),
+        None if spool::is_damaged(folder, number).map_err(failed)? => number.to_string(),
+        None => return Err(no_such(folder, number)),
+    };
+    spool::remove(folder, number).map_err(failed)?;
+    Ok(what)
 }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::exit::{Exit, Failure, Outcome, of_io};
+use super::show::warn;
 use super::status::counted;
 use crate::mount::status::{self, MountStatus};
 use crate::mount::unmount::{UnmountError, WhenBusy, unmount};
-use crate::write::spool::notes_in;
+use crate::write::spool::{State, notes_in};
 
 /// How long a mount may take to say who its process is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ impl UmountCommand {
             if let Err(failure) = self.one(folder) {
                 match first {
                     None => first = Some(failure),
-                    Some(_) => eprintln!("swarmfs: {failure}"),
+                    Some(_) => warn(&failure),
                 }
             }
         }
@@ -76,24 +77,27 @@ fn status_of(folder: &Path) -> Result<Option<MountStatus>, RecvTimeoutError> {
 
 /// Errors: something that was written there is not saved.
 fn all_saved(folder: &Path, spool: &Path) -> Outcome {
-    let left = notes_in(spool).map_err(|error| Failure::io(spool.display(), &error))?.len();
-    if left == 0 {
+    let left = notes_in(spool).map_err(|error| Failure::io(spool.display(), &error))?;
+    if left.is_empty() {
         return Ok(());
     }
-    let left = counted(left as u64, "file");
-    Err(Failure::new(
-        Exit::Failure,
-        format!("{} is unmounted, but {left} that were written are not saved", folder.display()),
-    )
-    .hint(format!("`swarmfs spool list {}` shows them; a mount with this spool goes on with them", spool.display())))
+    let goes_on = match left.iter().filter(|note| note.state == State::Saving).count() {
+        0 => "with a mount that has this spool, `swarmfs spool retry` has them saved".to_owned(),
+        all if all == left.len() => "the next mount with this spool goes on with them".to_owned(),
+        some => format!(
+            "the next mount with this spool goes on with {some} of them, the others wait for `swarmfs spool retry`"
+        ),
+    };
+    let files = counted(left.len() as u64, "file");
+    let what = format!("{} is unmounted, but {files} that were written are not saved", folder.display());
+    Err(Failure::new(Exit::Failure, what)
+        .hint(format!("`swarmfs spool list {}` shows them; {goes_on}", spool.display())))
 }
 
 fn wait_for_end(MountStatus { pid, unsaved_files, .. }: &MountStatus) {
     if *unsaved_files > 0 {
-        eprintln!(
-            "swarmfs: waiting for {} to be saved; Ctrl-C leaves that to process {pid}",
-            counted(*unsaved_files, "file")
-        );
+        let files = counted(*unsaved_files, "file");
+        warn(format!("waiting for {files} to be saved; Ctrl-C leaves that to process {pid}"));
     }
     let process = PathBuf::from(format!("/proc/{pid}"));
     let began = Instant::now();
@@ -105,7 +109,7 @@ fn wait_for_end(MountStatus { pid, unsaved_files, .. }: &MountStatus) {
     while !ended() {
         // A save ends by itself, in a file of the swarm or in a note of the spool.
         if *unsaved_files == 0 && began.elapsed() > END_PATIENCE {
-            eprintln!("swarmfs: unmounted, but its process {pid} is still writing its cache down");
+            warn(format!("unmounted, but its process {pid} is still writing its cache down"));
             return;
         }
         std::thread::sleep(END_POLL);

@@ -9,7 +9,7 @@ use swarm_proto::settings::ByteCount;
 
 use super::connect::{Tool, tracker_failure};
 use super::exit::{Exit, Failure, Outcome, of_io};
-use super::show;
+use super::show::{self, warn};
 use super::status::counted;
 use crate::mount::MountError;
 use crate::mount::doctor::{Finding, System};
@@ -91,10 +91,10 @@ impl UpCommand {
             up.stop().await;
             return Err(Failure::new(Exit::Interrupted, "interrupted"));
         }
-        up.notes().iter().for_each(|note| eprintln!("swarmfs: {note}"));
+        up.notes().iter().for_each(warn);
         greeting(&up, &state).iter().for_each(|line| drop(show::say(line)));
         let outcome = wait(&up, asked).await;
-        eprintln!("swarmfs: ending (a second Ctrl-C ends it at once)");
+        warn("ending (a second Ctrl-C ends it at once)");
         let ended = tokio::select! {
             ended = up.stop() => ended,
             _ = stop_requested() => return Err(Failure::new(Exit::Interrupted, "ended at once; what was acknowledged is kept")),
@@ -103,7 +103,7 @@ impl UpCommand {
             return Err(Failure::new(Exit::Failure, reason).hint("leave the folder, then: swarmfs umount DIR"));
         }
         if !ended.clean {
-            eprintln!("swarmfs: some transfers were cut off; what was acknowledged is kept");
+            warn("some transfers were cut off; what was acknowledged is kept");
         }
         outcome
     }

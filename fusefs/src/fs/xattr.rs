@@ -1,6 +1,7 @@
 //! Extended attributes: what people store, and what the swarm says of a file.
 //!
-//! Stored are those in `user.`; no other namespace has any. Below `user.swarm.`, and never stored:
+//! Stored are those in `user.`; no other namespace has any. Below `user.swarm.`, never stored, and found by their names
+//! alone, as whoever copies all that are listed could not set them:
 //!
 //! * `user.swarm.hash`: 64 hex digits. Of a file that is one whole segment the segment's id, which is what
 //!   `b3sum` prints for the file; of an empty file the BLAKE3 of nothing, likewise; of any other file the
@@ -26,8 +27,6 @@ use crate::errno::Errno;
 pub const USER_PREFIX: &[u8] = b"user.";
 /// Names of those that nobody stores start with this.
 const VIRTUAL_PREFIX: &[u8] = b"user.swarm.";
-/// What a file has besides what is stored, as `listxattr` gives it.
-const VIRTUAL: &[u8] = b"user.swarm.hash\0user.swarm.holders\0user.swarm.cached\0";
 /// Segments that are located for `holders`; a larger file is judged by its first ones.
 const LOCATED_MOST: usize = 4_096;
 /// Longest value that Linux passes on.
@@ -71,7 +70,7 @@ impl FileSystem {
     ///
     /// Errors: as [`Self::set_extended`]; [`Errno::NODATA`] if there is none.
     pub async fn remove_extended(&self, inode: InodeNumber, name: Bytes) -> Result<(), Errno> {
-        // Listed, never stored: whoever removes all that it did not copy goes on.
+        // Never stored: there is nothing that could stay.
         if name.starts_with(VIRTUAL_PREFIX) {
             return Ok(());
         }
@@ -167,7 +166,7 @@ fn may_be_stored(name: &[u8]) -> Result<(), Errno> {
 }
 
 fn names_of(node: &Node) -> Vec<u8> {
-    let mut names = if node.kind == Kind::File { VIRTUAL.to_vec() } else { Vec::new() };
+    let mut names = Vec::new();
     for (name, _) in &node.extended {
         names.extend_from_slice(name);
         names.push(0);

@@ -307,8 +307,7 @@ fn seeks_find_holes_and_attributes_tell_of_the_swarm() {
     let mut value = [0; 4096];
     let length = rustix::fs::getxattr(&path, "user.swarm.hash", &mut value).unwrap();
     assert_eq!(value[..length], *blake3::hash(b"content").to_hex().as_bytes());
-    let length = rustix::fs::listxattr(&path, &mut value).unwrap();
-    assert_eq!(&value[..length], b"user.swarm.hash\0user.swarm.holders\0user.swarm.cached\0");
+    assert_eq!(rustix::fs::listxattr(&path, &mut value), Ok(0), "a copy would take it along");
     assert_eq!(rustix::fs::getxattr(&path, "user.swarm.hash", &mut [0; 3]), Err(Errno::RANGE));
     assert_eq!(rustix::fs::getxattr(&path, "user.none", &mut value), Err(Errno::NODATA));
     let statfs = rustix::fs::statvfs(&path).unwrap();

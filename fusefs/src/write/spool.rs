@@ -79,17 +79,25 @@ pub fn damage_in(folder: &Path, listed: &[Note]) -> io::Result<Vec<String>> {
         .into_iter()
         .map(|(path, error)| format!("{}: a note that cannot be read, of unsaved bytes: {error}", path.display()))
         .collect();
-    if !is_used(folder) {
-        let told = |path: &Path| listed.iter().any(|note| path == note::data_path(folder, note.number));
-        let strays =
-            note::strays(folder)?.into_iter().filter(|path| !told(path) && !path.with_extension("json").exists());
-        damage.extend(strays.map(|path| format!("{}: unsaved bytes, and no note of whose they are", path.display())));
-    }
+    let strays = note::strays(folder)?.into_iter();
+    damage.extend(strays.map(|path| format!("{}: unsaved bytes, and no note of whose they are", path.display())));
     // Both go when it is saved, the note last.
-    let is_bare = |number| !note::data_path(folder, number).exists() && note::path_of(folder, number).exists();
+    let is_bare = |number| !has_bytes(folder, number) && note::path_of(folder, number).exists();
     let bare = listed.iter().filter(|note| is_bare(note.number));
     damage.extend(bare.map(|note| format!("{}: its bytes are gone from {}", note.path, folder.display())));
     Ok(damage)
+}
+
+/// Whether there is something of this number that cannot be listed, as its note is damaged or gone.
+pub fn is_damaged(folder: &Path, number: SpoolNumber) -> io::Result<bool> {
+    let (note, data) = (note::path_of(folder, number), note::data_path(folder, number));
+    let is_unreadable = note::unreadable(folder)?.iter().any(|(path, _)| *path == note);
+    Ok(is_unreadable || note::strays(folder)?.contains(&data))
+}
+
+/// Whether the bytes of a file are there.
+pub fn has_bytes(folder: &Path, number: SpoolNumber) -> bool {
+    note::data_path(folder, number).exists()
 }
 
 /// Give up what is left of a file.
@@ -145,17 +153,15 @@ impl Spool {
             // From now on a note tells of it: the journal begins anew.
             note.write(folder)?;
         }
-        let journal = Journal::begin(&folder.join(journal::NAME))?;
-        let most = note::all(folder)?.iter().map(|note| note.number).max().unwrap_or(0);
-        for path in note::strays(folder)? {
-            match had_journal {
-                // The journal tells of a file before it gets its first unsaved byte.
+        for (path, is_stray) in note::without_note(folder)? {
+            match had_journal && !is_stray {
+                // The journal tells that all of it is saved, or it was not given a byte yet.
                 true => std::fs::remove_file(path)?,
-                false => {
-                    tracing::warn!(path = %path.display(), "a file of a spool without a journal is kept as it is");
-                }
+                false => tracing::warn!(path = %path.display(), "unsaved bytes, and no note of whose they are: kept"),
             }
         }
+        let journal = Journal::begin(&folder.join(journal::NAME))?;
+        let most = note::all(folder)?.iter().map(|note| note.number).max().unwrap_or(0);
         let (folder, next) = (folder.to_owned(), AtomicU64::new(most + 1));
         let spool = Self { folder, journal, _lock: lock, next, floor, makes_room: OnceLock::new() };
         Ok((Arc::new(spool), left))

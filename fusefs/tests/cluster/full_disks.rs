@@ -4,15 +4,47 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::harness::data::{close, noise};
-use crate::harness::process::force_unmount;
+use crate::harness::process::{binary, force_unmount, free_port};
 use crate::harness::{MountOptions, Swarm, eventually};
 
 const MIB: usize = 1024 * 1024;
 const NO_SPACE: Option<i32> = Some(28);
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let swarm = Swarm::start(0);
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (port, address) = (free_port(), |port| format!("127.0.0.1:{port}"));
+    let start = |program: &str, folder: &str, words: &[&str]| {
+        let data = swarm.scratch(folder);
+        let mut command = Command::new(binary(program));
+        command.args(words).args(["--log", "debug", "--admin-listen", "off", "--data"]).arg(data);
+        Background(command.stdout(full()).stderr(full()).spawn().unwrap())
+    };
+    let _tracker = start("swarm-tracker", "tracker", &["--listen", &address(port)]);
+    let tracker = format!("swarm://{}", address(port));
+    let _seeder = start("swarm-seeder", "seeder", &["--listen", &address(free_port()), "--tracker", &tracker]);
+    std::fs::write(swarm.scratch("file"), b"text").unwrap();
+    let file = swarm.scratch("file").to_string_lossy().into_owned();
+    eventually("both serve", Duration::from_secs(30), || {
+        swarm.try_cli(&["-t", &tracker, "put", &file, "/file"]).status.success()
+    });
+    assert_eq!(swarm.try_cli(&["-t", &tracker, "cat", "/file"]).stdout, b"text");
+}
+
+/// A process that ends with the test.
+struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
 
 /// A small disk; gone when dropped.
 struct SmallDisk(PathBuf);

@@ -344,6 +344,9 @@ fn kill_while_files_are_written(options: MountOptions) {
     for (name, versions) in &files {
         assert_is_a_version(&folder, name, versions);
     }
+    // No killed mount left bytes of which nobody knows whose they are.
+    let listed = swarm.try_cli(&["spool", "list", &mount.folder.to_string_lossy()]);
+    assert!(listed.status.success() && listed.stderr.is_empty(), "{}", String::from_utf8_lossy(&listed.stderr));
     for (name, _) in files.iter().filter(|(_, versions)| versions.acknowledged > 0) {
         eventually("two seeders hold it", Duration::from_secs(60), || {
             replicas_of(&swarm, &format!("/files/{name}")) >= 2

@@ -34,7 +34,7 @@ fn listed(path: &Path) -> Vec<String> {
     let mut names = vec![0; 64 * 1024];
     let length = listxattr(path, &mut names).unwrap();
     let names = String::from_utf8(names[..length].to_vec()).unwrap();
-    names.split_terminator('\0').filter(|name| !name.starts_with("user.swarm.")).map(str::to_owned).collect()
+    names.split_terminator('\0').map(str::to_owned).collect()
 }
 
 #[test]

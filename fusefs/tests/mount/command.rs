@@ -94,6 +94,12 @@ fn umount_waits_for_what_is_being_saved_and_says_what_is_not() {
     std::fs::write(format!("{spool}/78.data"), b"bytes").unwrap();
     let (code, error) = exit_and_error(&swarmfs(&["spool", "list", &spool]));
     assert!(code == 0 && error.contains("77.json") && error.contains("78.data"), "{code} {error}");
+    assert_eq!(mount(), (0, String::new()));
+    assert!(Path::new(&spool).join("78.data").exists(), "nobody gave it up");
+    let (code, error) = exit_and_error(&swarmfs(&["spool", "discard", &at, "76", "77", "78"]));
+    assert!(code == 66 && error.contains("76: no such file"), "{code} {error}");
+    assert_eq!(exit_and_error(&swarmfs(&["spool", "list", &at])), (0, String::new()));
+    assert_eq!(exit_and_error(&swarmfs(&["umount", &at])).0, 0);
 }
 
 #[test]

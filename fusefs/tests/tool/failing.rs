@@ -117,6 +117,16 @@ fn what_cannot_be_said_is_an_error_and_no_panic() {
 }
 
 #[test]
+fn who_does_not_hear_what_failed_has_the_code() {
+    let swarm = Swarm::start();
+    for words in [&["ls", "/nx", "/ny"][..], &["rm", "/nx"], &["cat", "/nx", "/ny"], &["put", "nx", "ny", "/"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = swarm.command().args(words).stderr(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(66), "{words:?}");
+    }
+}
+
+#[test]
 fn a_name_that_is_too_long_is_refused_by_name() {
     let swarm = Swarm::start();
     fs::write(swarm.path("f"), b"f").unwrap();

@@ -3,7 +3,7 @@
 //! Invariants: a line tells of one event; a line that was cut short is no line, and tears no other; what the journal is
 //! long for it still tells of, but for a factor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub enum Event {
     Resized(SpoolNumber, u64),
     /// Zeros were made there: start and length.
     Punched(SpoolNumber, u64, u64),
+    /// What it gets is somewhere else too.
+    Spare(SpoolNumber),
     /// What the first has that is not saved is in another from now on, of which this is so.
     Moved(SpoolNumber, Note),
     /// All that it has is saved.
@@ -56,11 +58,17 @@ struct Inner {
     length: u64,
     /// It begins anew when it is longer than this.
     long: u64,
-    open: Open,
+    told: Told,
 }
 
-/// Files with unsaved bytes, as the events so far tell.
-type Open = BTreeMap<SpoolNumber, Note>;
+/// The data files that there may be, as the events so far tell.
+#[derive(Default)]
+pub(super) struct Told {
+    /// With unsaved bytes.
+    pub(super) open: BTreeMap<SpoolNumber, Note>,
+    /// With none: whoever reads one lost nothing if it goes.
+    pub(super) spare: BTreeSet<SpoolNumber>,
+}
 
 /// A file that is appended to, as far as writing a line needs it.
 trait Appended: Write {
@@ -78,23 +86,24 @@ impl Journal {
     /// Begin a new one.
     pub(super) fn begin(path: &Path) -> io::Result<Self> {
         let file = empty(path)?;
-        let inner = Inner { path: path.to_owned(), file, length: 0, long: LONG_BYTES, open: Open::new() };
+        let inner = Inner { path: path.to_owned(), file, length: 0, long: LONG_BYTES, told: Told::default() };
         Ok(Self { inner: Mutex::new(inner) })
     }
 
     pub(super) fn tell(&self, event: Event) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        // It tells of no such file.
-        if let Event::Saved(number) | Event::Done(number) = &event
-            && !inner.open.contains_key(number)
-        {
-            return Ok(());
+        let is_open = |number| inner.told.open.contains_key(number);
+        match &event {
+            // It tells of no such file.
+            Event::Saved(number) if !is_open(number) => return Ok(()),
+            Event::Done(number) if !is_open(number) && !inner.told.spare.contains(number) => return Ok(()),
+            _ => {}
         }
         let line = line(&event)?;
         append(&mut inner.file, inner.length, &line)?;
         inner.length += line.len() as u64;
-        apply(&mut inner.open, event);
+        inner.told.apply(event);
         if inner.length > inner.long {
             if let Err(error) = inner.begin_anew() {
                 tracing::warn!(%error, "begin the journal of the spool anew: it goes on growing");
@@ -109,7 +118,10 @@ impl Inner {
     /// Write down only what is still so.
     fn begin_anew(&mut self) -> io::Result<()> {
         let mut text = Vec::new();
-        for note in self.open.values() {
+        for number in &self.told.spare {
+            text.extend(line(&Event::Spare(*number))?);
+        }
+        for note in self.told.open.values() {
             text.extend(line(&match note.state {
                 State::Saving | State::Retrying => Event::Saving(note.clone()),
                 State::Interrupted | State::Failed => Event::Begun(note.clone()),
@@ -147,41 +159,61 @@ fn append(file: &mut impl Appended, length: u64, line: &[u8]) -> io::Result<()> 
     written
 }
 
-/// What is so after an event.
-fn apply(open: &mut Open, event: Event) {
-    match event {
-        Event::Begun(note) => drop(open.insert(note.number, Note { state: State::Interrupted, ..note })),
-        Event::Saving(note) => drop(open.insert(note.number, Note { state: State::Saving, ..note })),
-        Event::Failed(number, why) => {
-            if let Some(note) = open.get_mut(&number) {
-                note.error = Some(why);
+impl Told {
+    /// By the text of a journal.
+    pub(super) fn by(text: &[u8]) -> Self {
+        let mut told = Self::default();
+        // The last line may have been cut short.
+        let events = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        events.for_each(|event| told.apply(event));
+        told
+    }
+
+    /// Whether it is told of this data file at all.
+    pub(super) fn knows(&self, number: SpoolNumber) -> bool {
+        self.open.contains_key(&number) || self.spare.contains(&number)
+    }
+
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Begun(note) => self.begin(Note { state: State::Interrupted, ..note }),
+            Event::Saving(note) => self.begin(Note { state: State::Saving, ..note }),
+            Event::Failed(number, why) => {
+                if let Some(note) = self.open.get_mut(&number) {
+                    note.error = Some(why);
+                }
+            }
+            Event::Changed(number, before) => self.since(number, |since| *since = before),
+            Event::Wrote(number, start, length) => self.since(number, |since| since.part(start, length)),
+            Event::Resized(number, size) => self.since(number, |since| since.resize(size)),
+            Event::Punched(number, start, length) => self.since(number, |since| since.punch(start, length)),
+            Event::Spare(number) | Event::Saved(number) => self.spare(number),
+            Event::Moved(number, note) => {
+                self.spare(number);
+                self.begin(note);
+            }
+            Event::Done(number) => {
+                self.open.remove(&number);
+                self.spare.remove(&number);
             }
         }
-        Event::Changed(number, before) => since(open, number, |since| *since = before),
-        Event::Wrote(number, start, length) => since(open, number, |since| since.part(start, length)),
-        Event::Resized(number, size) => since(open, number, |since| since.resize(size)),
-        Event::Punched(number, start, length) => since(open, number, |since| since.punch(start, length)),
-        Event::Moved(number, note) => {
-            open.remove(&number);
-            open.insert(note.number, note);
+    }
+
+    fn begin(&mut self, note: Note) {
+        self.spare.remove(&note.number);
+        self.open.insert(note.number, note);
+    }
+
+    fn spare(&mut self, number: SpoolNumber) {
+        self.open.remove(&number);
+        self.spare.insert(number);
+    }
+
+    fn since(&mut self, number: SpoolNumber, change: impl FnOnce(&mut Since)) {
+        if let Some(note) = self.open.get_mut(&number) {
+            change(note.since.get_or_insert_with(|| Since { size: note.size, holes: Vec::new(), parts: Vec::new() }));
         }
-        Event::Saved(number) | Event::Done(number) => drop(open.remove(&number)),
     }
-}
-
-fn since(open: &mut Open, number: SpoolNumber, change: impl FnOnce(&mut Since)) {
-    if let Some(note) = open.get_mut(&number) {
-        change(note.since.get_or_insert_with(|| Since { size: note.size, holes: Vec::new(), parts: Vec::new() }));
-    }
-}
-
-/// Files that were begun and are not done, as far as the journal tells.
-pub(super) fn unfinished(text: &[u8]) -> Vec<Note> {
-    let mut open = Open::new();
-    // The last line may have been cut short.
-    let events = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    events.for_each(|event| apply(&mut open, event));
-    open.into_values().collect()
 }
 
 #[cfg(test)]

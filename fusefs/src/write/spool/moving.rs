@@ -20,6 +20,7 @@ impl SpoolFile {
     pub fn copy_moved(&self, ranges: impl Iterator<Item = (ByteRange, u64)>) -> io::Result<SpoolFile> {
         const STEP: u64 = 4 << 20;
         let copy = self.spool.fresh()?;
+        self.spool.journal.tell(Event::Spare(copy.number))?;
         for (from, to) in ranges {
             let mut done = 0;
             while done < from.len() {

@@ -189,16 +189,20 @@ pub(super) fn all(folder: &Path) -> io::Result<Vec<Note>> {
     Ok(notes)
 }
 
+/// What the journal of a folder tells; nothing if it has none.
+fn told_in(folder: &Path) -> io::Result<journal::Told> {
+    match std::fs::read(folder.join(journal::NAME)) {
+        Ok(text) => Ok(journal::Told::by(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(journal::Told::default()),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a process that died left behind and no note tells of yet, each with its data.
 pub(super) fn left_in(folder: &Path) -> io::Result<Vec<Note>> {
-    let text = match std::fs::read(folder.join(journal::NAME)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let has_data = |note: &Note| data_path(folder, note.number).exists();
     let is_saved = |note: &Note| note.state == State::Interrupted && note.is_as_printed(folder);
-    let left = journal::unfinished(&text).into_iter().filter(|note| has_data(note) && !is_saved(note));
+    let left = told_in(folder)?.open.into_values().filter(|note| has_data(note) && !is_saved(note));
     Ok(left.map(|note| note.told_by_data(folder)).collect())
 }
 
@@ -225,10 +229,22 @@ pub(super) fn unreadable(folder: &Path) -> io::Result<Vec<(PathBuf, io::Error)>>
     Ok(numbered(folder, "json")?.into_iter().filter_map(|(_, path)| wrong(path)).collect())
 }
 
-/// Data files without a note.
-pub(super) fn strays(folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// Data files without a note, and whether their bytes may be nowhere else: neither the journal tells of them.
+pub(super) fn without_note(folder: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
+    // First: what is begun meanwhile is told of before it gets its first byte.
     let data = numbered(folder, "data")?;
-    Ok(data.into_iter().filter(|(number, _)| !path_of(folder, *number).exists()).map(|(_, path)| path).collect())
+    let has_bytes = |path: &Path| path.metadata().is_ok_and(|data| data.len() > 0);
+    let holding: Vec<_> = data.into_iter().map(|(number, path)| (number, has_bytes(&path), path)).collect();
+    let told = told_in(folder)?;
+    let bare = holding.into_iter().filter(|(number, ..)| !path_of(folder, *number).exists());
+    Ok(bare.map(|(number, has_bytes, path)| (path, has_bytes && !told.knows(number))).collect())
+}
+
+/// Those of them of which nobody tells.
+pub(super) fn strays(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let bare = without_note(folder)?.into_iter();
+    // One that has gone since was saved.
+    Ok(bare.filter(|(path, is_stray)| *is_stray && path.exists()).map(|(path, _)| path).collect())
 }
 
 #[cfg(test)]

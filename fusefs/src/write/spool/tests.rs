@@ -78,6 +78,62 @@ fn bytes_are_copied_to_other_offsets_and_what_is_copied_goes_unless_it_takes_ove
 }
 
 #[test]
+fn bytes_of_which_nobody_tells_are_kept_until_a_person_gives_them_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = |number| folder.path().join(format!("{number}.data")).exists();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let begin = |bytes: &[u8]| {
+        let file = spool.begin(note).unwrap();
+        file.write(0, bytes).unwrap();
+        file
+    };
+    let (kept, saved, begun) = (begin(b"kept"), begin(b"saved"), begin(b"begun"));
+    kept.keep(&note(kept.number())).unwrap();
+    let (empty, spare) = (spool.fresh().unwrap(), begun.copy_moved([(ByteRange::at(0, 5), 0)].into_iter()).unwrap());
+    saved.saved();
+    std::fs::remove_file(folder.path().join("1.json")).unwrap();
+    let damage = |notes: usize| {
+        let listed = unsaved_in(folder.path()).unwrap();
+        assert_eq!(listed.len(), notes);
+        damage_in(folder.path(), &listed).unwrap()
+    };
+    let stray = damage(0);
+    assert!(matches!(&stray[..], [only] if only.contains("1.data")), "also while it is used: {stray:?}");
+    std::mem::forget((kept, saved, begun, empty, spare));
+    spool.abandon();
+    for _ in 0..2 {
+        let (again, _) = Spool::open(folder.path(), 0).unwrap();
+        assert_eq!([1, 2, 3, 4, 5].map(data), [true, false, true, false, false]);
+        assert_eq!(damage(1), stray);
+        again.abandon();
+    }
+    assert!(is_damaged(folder.path(), 1).unwrap() && !is_damaged(folder.path(), 3).unwrap());
+    remove(folder.path(), 1).unwrap();
+    assert!(damage(1).is_empty() && !is_damaged(folder.path(), 1).unwrap());
+}
+
+#[test]
+fn a_journal_that_begins_anew_goes_on_telling_of_what_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _) = Spool::open(folder.path(), 0).unwrap();
+    let saved = spool.begin(note).unwrap();
+    saved.write(0, b"saved").unwrap();
+    saved.saved();
+    let other = spool.begin(note).unwrap();
+    let length = || std::fs::metadata(folder.path().join(journal::NAME)).unwrap().len();
+    let mut longest = 0;
+    while length() >= longest {
+        longest = length();
+        other.saving(note(2));
+    }
+    assert!(damage_in(folder.path(), &[]).unwrap().is_empty());
+    std::mem::forget((saved, other));
+    spool.abandon();
+    drop(Spool::open(folder.path(), 0).unwrap());
+    assert!(!folder.path().join("1.data").exists());
+}
+
+#[test]
 fn a_disk_below_its_floor_has_no_room() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _) = Spool::open(folder.path(), u64::MAX).unwrap();
