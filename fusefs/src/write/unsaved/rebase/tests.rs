@@ -91,12 +91,15 @@ fn a_kill_at_any_moment_of_a_rebase_of_what_is_left_leaves_one_file_too() {
     let held = again.file().unwrap();
     assert_eq!(again.rebase(base(2, 20)).unwrap(), Rebased::Done);
     let after = journal(folder.path());
-    let [first, _] = after.split_inclusive(|byte| *byte == b'\n').collect::<Vec<_>>()[..] else { panic!("two events") };
+    let told: Vec<_> = after.split_inclusive(|byte| *byte == b'\n').collect();
+    let [spare, first, _] = told[..] else { panic!("three events") };
+    let both = [spare, first].concat();
     let (unmoved, moved) = (vec![(State::Saving, 1, vec![(10, "abc".to_owned())])], vec![(20, "abc".to_owned())]);
-    for (journal, is_noted) in [(&b""[..], true), (first, true), (first, false)] {
+    for (journal, is_noted) in [(spare, true), (&both, true), (&both, false)] {
         let folder = killed(folder.path(), journal);
         is_noted.then(|| std::fs::write(folder.path().join("1.json"), &noted).unwrap());
         assert_eq!(found(folder.path()), unmoved);
+        assert!(!folder.path().join("2.data").exists(), "what it has is in the first");
     }
     assert_eq!(found(killed(folder.path(), &after).path()), [(State::Saving, 2, moved)]);
     // It stays when this process goes, until it is done.
